@@ -1,0 +1,1 @@
+"""What every process of the fleet must agree on: models, plans, vector spaces, codecs, names, settings."""

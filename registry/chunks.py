@@ -1,0 +1,50 @@
+"""A chunk of a corpus: the unit that is embedded, stored and found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+#: The namespace of every deterministic chunk id (UUIDv5); changing it orphans every stored point.
+NAMESPACE = uuid.UUID("5f1c3b0e-7a44-5d6f-9c55-56350f1ee700")
+
+#: Payload keys the store writes itself; a corpus that brings one finds it under `metadata`.
+RESERVED_KEYS = frozenset({"text", "content_hash", "v5"})
+
+
+def chunk_id(given: str | None, path: str = "", ordinal: int = 0) -> str:
+    """The deterministic id of a chunk: UUIDv5 of the given id, else of path and ordinal."""
+    name = f"id\x00{given}" if given is not None else f"path\x00{path}\x00{ordinal}"
+    return str(uuid.uuid5(NAMESPACE, name))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One text with an id and a JSON payload (path, lines, language, metadata, …; never the text)."""
+
+    id: str
+    text: str
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """128-bit BLAKE2b of the text, hex: equal hashes need no second embedding."""
+        return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def payload_hash(self) -> str:
+        """128-bit BLAKE2b of text and payload, hex: where only this differs, only the payload is written."""
+        body = json.dumps(self.payload, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.blake2b(f"{self.content_hash}{body}".encode(), digest_size=16).hexdigest()
+
+    @property
+    def where(self) -> str:
+        """For messages: path and line where known, else the id."""
+        path, line = self.payload.get("path"), self.payload.get("start_line")
+        if not path:
+            return self.id
+        return f"{path}:{line}" if line else str(path)

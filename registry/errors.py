@@ -1,0 +1,70 @@
+"""The one tree of errors. A message says what happened, to what, and what to do next."""
+
+
+class V5Error(Exception):
+    """Anything this project raises on purpose; the CLI prints it without a traceback."""
+
+    #: What the `v5` command exits with when this error ends it.
+    exit_code = 1
+
+
+class UsageError(V5Error):
+    """The command or the plan asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class UnknownModel(UsageError):
+    """A model name the registry does not have, or one that V5 removed."""
+
+
+class PlanError(UsageError):
+    """A plan that contradicts itself, its models, or the collection it is meant for."""
+
+
+class SpaceMismatch(V5Error):
+    """Vectors of one space were about to meet vectors of another."""
+
+
+class CorpusError(UsageError):
+    """A corpus that cannot be read at all."""
+
+
+class WeightsError(V5Error):
+    """A model's weights are absent, damaged, or not the ones the registry names."""
+
+
+class CodecError(V5Error):
+    """Bytes that are not what their label says: wrong magic, checksum, size or shape."""
+
+
+class BlobLost(V5Error):
+    """A blob the ledger points at is not there."""
+
+
+class InfrastructureError(V5Error):
+    """Redis, Qdrant, the disk or the device is away; it says nothing against any chunk."""
+
+
+class LedgerUnavailable(InfrastructureError):
+    """Redis cannot be reached or refuses to serve."""
+
+
+class LedgerFull(InfrastructureError):
+    """Redis is at its `maxmemory` and refuses writes."""
+
+
+class StoreUnavailable(InfrastructureError):
+    """The vector store cannot be reached, opened or written."""
+
+
+class StoreRefused(V5Error):
+    """The store will never accept this write, whatever the number of tries."""
+
+
+class FleetError(V5Error):
+    """A process of the fleet is missing, did not start, or did not answer in time."""
+
+
+class EncodeError(V5Error):
+    """An encoder failed on particular texts (a *data* failure)."""

@@ -1,0 +1,293 @@
+"""The V5 models as data. The facts and their sources are listed in docs/models.md."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from registry.errors import UnknownModel
+
+OutputKind = Literal["dense", "sparse", "multi"]
+Backend = Literal["onnxruntime", "sentence-transformers", "transformers"]
+Role = Literal["PRIMARY", "SECONDARY", "TERTIARY", "QUATERNARY", "ALTERNATIVE"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One kind of vector that a forward pass of a model yields."""
+
+    #: `dense`: one vector; `sparse`: weighted token ids; `multi`: one row per token (late interaction).
+    kind: OutputKind
+    #: Length of the vector or of each row; 0 for sparse.
+    dimension: int
+    #: Appended to the model's name to name the vector; empty for the model's main vector.
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Prefixes put verbatim before a text."""
+
+    query: str = ""
+    document: str = ""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes that a checkpoint's config.json must confirm."""
+
+    type: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything fixed about one V5 model."""
+
+    name: str
+    hub_id: str
+    revision: str
+    role: Role
+    #: Length of the main vector (for the reranker: of its internal projection).
+    dimension: int
+    #: Longest input in tokens, special tokens included; longer texts are cut and counted.
+    max_tokens: int
+    purpose: str
+    architecture: Architecture
+    parameters: int
+    pooling: Literal["last-token", "cls", "mean", "special-tokens"]
+    padding_side: Literal["left", "right"]
+    #: Whether upstream's own model ends in an L2 normalisation; if not, the encoder does it.
+    normalised_by_model: bool
+    gpu_dtype: Literal["bfloat16", "float16", "float32"]
+    licence: str
+    commercial_use: bool
+    backend: Backend
+    outputs: tuple[Output, ...] = ()
+    #: Prefix lengths at which the main vector may be cut (then normalised again).
+    matryoshka: tuple[int, ...] = ()
+    #: Prefixes by task; one entry named "" where the model knows no tasks.
+    prompts: dict[str, Prompt] = field(default_factory=lambda: {"": Prompt()})
+    default_task: str = ""
+    #: SHA-256 of the weights file these vectors come from, where it is known.
+    weights_sha256: str = ""
+    reranker: bool = False
+
+    def output(self, kind: OutputKind) -> Output:
+        """The output of that kind.
+
+        Raises UnknownModel (a usage error) if the model has none.
+        """
+        for output in self.outputs:
+            if output.kind == kind:
+                return output
+        kinds = ", ".join(o.kind for o in self.outputs) or "none (it is a reranker)"
+        raise UnknownModel(f"{self.name} has no {kind} output; its outputs: {kinds}")
+
+
+_QWEN2_CODE = "Candidate code snippet:\n"
+_MINILM = Architecture("BertModel", 6, 384, 12, 12, 1536, 30522)
+#: SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2 at its pinned revision. The ONNX
+#: entry carries it too: its graph is an export of these weights, and the two agree to cosine 1.0000.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_SPECS = (
+    ModelSpec(
+        name="jina-code-embeddings-1.5b",
+        hub_id="jinaai/jina-code-embeddings-1.5b",
+        revision="39aeb4fb9b60f930934c78ae5d749a46287c248a",
+        role="PRIMARY",
+        dimension=1536,
+        max_tokens=32768,
+        purpose="code",
+        architecture=Architecture("Qwen2Model", 28, 1536, 12, 2, 8960, 151936),
+        parameters=1_543_714_304,
+        pooling="last-token",
+        padding_side="left",
+        normalised_by_model=False,
+        gpu_dtype="bfloat16",
+        licence="CC-BY-NC-4.0",
+        commercial_use=False,
+        backend="sentence-transformers",
+        outputs=(Output("dense", 1536),),
+        matryoshka=(128, 256, 512, 1024, 1536),
+        prompts={
+            "nl2code": Prompt(
+                "Find the most relevant code snippet given the following query:\n", _QWEN2_CODE
+            ),
+            "qa": Prompt(
+                "Find the most relevant answer given the following question:\n", "Candidate answer:\n"
+            ),
+            "code2code": Prompt(
+                "Find an equivalent code snippet given the following code snippet:\n", _QWEN2_CODE
+            ),
+            "code2nl": Prompt(
+                "Find the most relevant comment given the following code snippet:\n", "Candidate comment:\n"
+            ),
+            "code2completion": Prompt(
+                "Find the most relevant completion given the following start of code snippet:\n",
+                "Candidate completion:\n",
+            ),
+        },
+        default_task="nl2code",
+    ),
+    ModelSpec(
+        name="bge-m3",
+        hub_id="BAAI/bge-m3",
+        revision="5617a9f61b028005a4858fdac845db406aefb181",
+        role="SECONDARY",
+        dimension=1024,
+        max_tokens=8192,
+        purpose="dense + sparse + ColBERT",
+        architecture=Architecture("XLMRobertaModel", 24, 1024, 16, 16, 4096, 250002),
+        parameters=567_754_752,
+        pooling="cls",
+        padding_side="right",
+        normalised_by_model=True,
+        gpu_dtype="float16",
+        licence="MIT",
+        commercial_use=True,
+        backend="transformers",
+        outputs=(Output("dense", 1024), Output("sparse", 0, "sparse"), Output("multi", 1024, "colbert")),
+    ),
+    ModelSpec(
+        name="jina-embeddings-v4",
+        hub_id="jinaai/jina-embeddings-v4",
+        revision="4a58ca57710c49f51896e4bc820e202fbf64904b",
+        role="TERTIARY",
+        dimension=2048,
+        max_tokens=32768,
+        purpose="multi-vector + Matryoshka",
+        architecture=Architecture("Qwen2_5_VLModel", 36, 2048, 16, 2, 11008, 151936),
+        parameters=3_934_695_552,
+        pooling="mean",
+        padding_side="right",
+        normalised_by_model=True,
+        gpu_dtype="bfloat16",
+        licence="Qwen Research License",
+        commercial_use=False,
+        backend="transformers",
+        outputs=(Output("dense", 2048), Output("multi", 128, "multi")),
+        matryoshka=(128, 256, 512, 1024, 2048),
+        prompts={
+            "retrieval": Prompt("Query: ", "Passage: "),
+            # This adapter was trained with one prefix for both sides.
+            "text-matching": Prompt("Query: ", "Query: "),
+            "code": Prompt("Query: ", "Passage: "),
+        },
+        default_task="retrieval",
+    ),
+    ModelSpec(
+        name="qdrant-minilm-onnx",
+        hub_id="Qdrant/all-MiniLM-L6-v2-onnx",
+        revision="5f1b8cd78bc4fb444dd171e59b18f3a3af89a079",
+        role="QUATERNARY",
+        dimension=384,
+        max_tokens=256,
+        purpose="ultra-fast ONNX",
+        architecture=_MINILM,
+        parameters=22_713_216,
+        pooling="mean",
+        padding_side="right",
+        normalised_by_model=False,
+        gpu_dtype="float32",
+        licence="Apache-2.0",
+        commercial_use=True,
+        backend="onnxruntime",
+        outputs=(Output("dense", 384),),
+        weights_sha256=MINILM_SHA256,
+    ),
+    ModelSpec(
+        name="all-miniLM-l6",
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+        revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        role="ALTERNATIVE",
+        dimension=384,
+        max_tokens=256,
+        purpose="plain MiniLM",
+        architecture=_MINILM,
+        parameters=22_713_216,
+        pooling="mean",
+        padding_side="right",
+        normalised_by_model=True,
+        gpu_dtype="float32",
+        licence="Apache-2.0",
+        commercial_use=True,
+        backend="sentence-transformers",
+        outputs=(Output("dense", 384),),
+        weights_sha256=MINILM_SHA256,
+    ),
+    ModelSpec(
+        name="jina-reranker-v3",
+        hub_id="jinaai/jina-reranker-v3",
+        revision="050e171c4f75dfec5b648ed8470a2475e5a30f30",
+        role="QUATERNARY",
+        dimension=512,
+        max_tokens=131072,
+        purpose="listwise reranking",
+        architecture=Architecture("Qwen3Model", 28, 1024, 16, 8, 3072, 151936),
+        parameters=596_836_352,
+        pooling="special-tokens",
+        padding_side="left",
+        normalised_by_model=True,
+        gpu_dtype="bfloat16",
+        licence="CC-BY-NC-4.0",
+        commercial_use=False,
+        backend="transformers",
+        reranker=True,
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+EMBEDDERS: tuple[str, ...] = tuple(spec.name for spec in _SPECS if not spec.reranker)
+RERANKERS: tuple[str, ...] = tuple(spec.name for spec in _SPECS if spec.reranker)
+DEFAULT_PRIMARY = "jina-code-embeddings-1.5b"
+DEFAULT_ENSEMBLE = ("jina-code-embeddings-1.5b", "bge-m3")
+
+#: Names that V4 had and V5 removed, with the V5 model to use instead.
+REMOVED: dict[str, str] = {
+    "nomic-coderank": "jina-code-embeddings-1.5b",
+    "gte-large": "bge-m3",
+    "gte-qwen2-1.5b": "jina-code-embeddings-1.5b",
+    "e5-mistral-7b": "jina-embeddings-v4",
+    "gte-qwen2-7b": "jina-embeddings-v4",
+    "bge-small": "all-miniLM-l6",
+    "ms-marco-v2": "jina-reranker-v3",
+    "ms-marco-v3": "jina-reranker-v3",
+    "sbert-distil": "jina-reranker-v3",
+    "msmarco-distil": "jina-reranker-v3",
+    "bge-reranker-v2": "jina-reranker-v3",
+    "jina-reranker-v1": "jina-reranker-v3",
+}
+
+
+def model(name: str) -> ModelSpec:
+    """The spec of a V5 model.
+
+    Raises UnknownModel for a removed name (naming the replacement) or an unknown one (naming the nearest).
+    """
+    spec = MODELS.get(name)
+    if spec is not None:
+        return spec
+    if name in REMOVED:
+        raise UnknownModel(f"model {name!r} was removed in V5; use {REMOVED[name]!r} instead")
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in MODELS], n=1, cutoff=0.6)
+    hint = next((n for n in MODELS if near and n.lower() == near[0]), "")
+    meant = f" (did you mean {hint!r}?)" if hint else ""
+    raise UnknownModel(f"unknown model {name!r}{meant}; the V5 models: {', '.join(MODELS)}")
+
+
+def embedder(name: str) -> ModelSpec:
+    """The spec of a V5 embedding model; as `model`, and refuses a reranker."""
+    spec = model(name)
+    if spec.reranker:
+        raise UnknownModel(
+            f"{name} is a reranker and yields no vectors; embedding models: {', '.join(EMBEDDERS)}"
+        )
+    return spec

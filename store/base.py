@@ -1,0 +1,126 @@
+"""The store's one interface. Embedded or served, the rest of the fleet sees only this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from registry.plan import Plan
+
+DenseVector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SparseVector:
+    """Token ids and their weights, equal lengths."""
+
+    indices: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+
+
+#: `[d]` dense, `[tokens, d]` multi-vector, or sparse.
+Vector = DenseVector | SparseVector
+
+
+@dataclass(frozen=True)
+class Point:
+    """A chunk with vectors, ready to be written; `payload` is complete (see store.points)."""
+
+    id: str
+    vectors: dict[str, Vector]
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the collection holds of one point: its hashes and which named vectors it has."""
+
+    content_hash: str
+    payload_hash: str
+    vectors: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result of a query, best first; `score` is a similarity, or the fused reciprocal-rank score."""
+
+    id: str
+    score: float
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredPoint:
+    """A point as it stands; `vectors` is empty unless asked for."""
+
+    id: str
+    payload: dict[str, Any]
+    vectors: dict[str, Vector]
+
+
+@dataclass(frozen=True)
+class CollectionInfo:
+    """A collection: its plan, and how many points it has."""
+
+    name: str
+    plan: Plan
+    points: int
+
+
+class Store(Protocol):
+    """Collections of points with named vectors.
+
+    Every method may raise StoreUnavailable (try again later) or StoreRefused (never). All writes are durable
+    when they return, idempotent, and conditional: nothing is written over a point whose `v5.started` is
+    newer than the one offered.
+    """
+
+    def open(self, collection: str, plan: Plan) -> CollectionInfo:
+        """Create the collection for the plan, or check that it fits.
+
+        A standing collection may lack vectors of the plan: they are added. It may have more. A vector name
+        bound to another space raises SpaceMismatch, naming both sides.
+        """
+        ...
+
+    def describe(self, collection: str) -> CollectionInfo:
+        """The collection's plan and size. Raises UsageError, naming those there are, if it does not exist."""
+        ...
+
+    def collections(self) -> list[str]:
+        """The names of all collections, sorted."""
+        ...
+
+    def standing(self, collection: str, ids: Sequence[str]) -> dict[str, Standing]:
+        """What stands for each id; absent ids are left out. Vectors are looked for, not believed."""
+        ...
+
+    def upsert(self, collection: str, points: Sequence[Point], started: int) -> None:
+        """Write whole points, replacing what stands unless it is newer than `started`."""
+        ...
+
+    def update_vectors(self, collection: str, points: Sequence[Point], started: int) -> None:
+        """Add or replace vectors of standing points of the same content hash, keep their others; then write
+        the payload. Points that do not stand, or stand with another text, are left alone."""
+        ...
+
+    def update_payload(self, collection: str, points: Sequence[Point], started: int) -> None:
+        """Replace the payload of standing points of the same content hash, keep all vectors."""
+        ...
+
+    def query(self, collection: str, queries: dict[str, Vector], limit: int, prefetch: int = 0) -> list[Hit]:
+        """The best `limit` points: by one named vector's similarity, or, for several, by reciprocal rank
+        fusion over `prefetch` candidates of each (default: at least 100, and four times the limit)."""
+        ...
+
+    def get(self, collection: str, ids: Sequence[str], with_vectors: bool) -> list[StoredPoint]:
+        """The points with these ids, in this order; absent ones are left out."""
+        ...
+
+    def close(self) -> None:
+        """Flush and let go; the store cannot be used afterwards."""
+        ...

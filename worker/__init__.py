@@ -1,0 +1,1 @@
+"""The fleet's processes: resident encoders, their tasks, the aggregator, the launcher."""

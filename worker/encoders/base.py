@@ -1,0 +1,82 @@
+"""What the worker asks of a model: three steps that can overlap, one forward pass at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from registry.codecs import Vectors
+from registry.models import OutputKind
+from registry.spaces import VectorSpace
+
+Side = Literal["document", "query"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Texts that go through the device together."""
+
+    #: Positions of these texts in the list given to `prepare`.
+    rows: tuple[int, ...]
+    #: What `forward` of the same encoder understands (token arrays, padded).
+    tokens: Any
+    #: Tokens that carry text, and cells of the padded array; their ratio is the padding's cost.
+    useful_tokens: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts made ready for the device."""
+
+    micro_batches: list[MicroBatch]
+    #: Tokens of each text before truncation, and those kept, `[n]`, in the order given.
+    tokens_seen: npt.NDArray[np.int32]
+    tokens_kept: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How the numbers come about; recorded beside the space, not part of it."""
+
+    backend: str
+    device: str
+    dtype: str
+    tf32: bool = False
+    quantization: str = ""
+    #: Versions of what computes, for the record.
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Encoder(Protocol):
+    """A loaded model. `prepare` and `finish` may run in several threads; `forward` in one at a time."""
+
+    model: str
+    numerics: Numerics
+
+    def space(self, kind: OutputKind) -> VectorSpace:
+        """The space of one of its outputs."""
+        ...
+
+    def prepare(self, texts: Sequence[str], side: Side) -> Prepared:
+        """Prefix, tokenise, cut at the model's limit, sort by length, pack by tokens. CPU only."""
+        ...
+
+    def forward(self, batch: MicroBatch) -> Any:
+        """One forward pass; returns device outputs that `finish` understands."""
+        ...
+
+    def finish(self, batch: MicroBatch, raw: Any, kinds: Sequence[OutputKind]) -> dict[OutputKind, Vectors]:
+        """Pool, normalise, bring to the host: float32 vectors per output, one per text of the micro-batch.
+
+        Raises EncodeError if a value is not finite or a shape is wrong.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device."""
+        ...
