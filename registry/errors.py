@@ -54,6 +54,18 @@ class LedgerFull(InfrastructureError):
     """Redis is at its `maxmemory` and refuses writes."""
 
 
+class JobUnknown(UsageError):
+    """A job id that the ledger does not have."""
+
+
+class JobClosed(V5Error):
+    """A job that takes no more batches: paused, sealed, done or cancelled."""
+
+
+class LedgerRewound(V5Error):
+    """Redis has lost data that a producer knows was there: the job, or its count of batches."""
+
+
 class StoreUnavailable(InfrastructureError):
     """The vector store cannot be reached, opened or written."""
 

@@ -8,9 +8,8 @@ BROKER_PREFIX = "v5:mq:"
 TASK_EMBED = "v5.embed"
 TASK_AGGREGATE = "v5.aggregate"
 TASK_EMBED_QUERY = "v5.embed_query"
+#: Requests to the store are tasks `v5.store.<operation>`.
 TASK_STORE = "v5.store"
-#: Requests to the store, each a task `v5.store.<operation>`.
-STORE_OPERATIONS = ("open", "describe", "compare", "search", "get")
 
 QUEUE_AGGREGATE = "aggregate"
 QUEUE_STORE = "store"

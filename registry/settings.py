@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     max_dead: int = Field(default=1000, ge=1)
     #: Seconds a request (search, comparison with the store) may take in all, repeats included.
     request_seconds: float = Field(default=120.0, gt=0)
+    #: How long a producer waits for Redis or the store to come back before it gives up.
+    patience_seconds: float = Field(default=600.0, ge=0)
     #: Largest memory of the private Redis of a local fleet.
     redis_maxmemory: int = Field(default=1024 * MIB, ge=8 * MIB)
     log_level: str = "INFO"

@@ -1,0 +1,87 @@
+"""Blobs: the bytes beside the broker, on one or several servers, each with a TTL."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+
+from ledger.server import Redis, connect, maxmemory, named_errors
+from registry.names import PREFIX
+from registry.settings import MIB, Settings
+
+#: In-flight budget where no server has a maxmemory. Bytes.
+DEFAULT_BUDGET = 1024 * MIB
+#: Arguments and answers of requests are kept this long. Seconds.
+REQUEST_TTL = 120
+
+
+def text_key(batch: str) -> str:
+    """The blob of a batch's chunks."""
+    return f"{PREFIX}blob:{batch}:text"
+
+
+def part_key(batch: str, model: str, token: str) -> str:
+    """The blob of one attempt's vectors; each attempt has its own, so that no loser overwrites a winner."""
+    return f"{PREFIX}blob:{batch}:{model}:{token}"
+
+
+def request_key(identity: str) -> str:
+    """The arguments of a request."""
+    return f"{PREFIX}blob:request:{identity}"
+
+
+def answer_key(identity: str) -> str:
+    """The answer to a request."""
+    return f"{PREFIX}blob:answer:{identity}"
+
+
+class Blobs:
+    """Reads and writes blobs on the servers of `V5_BLOB_URLS`, chosen by the batch (or request) id."""
+
+    def __init__(self, settings: Settings, shared: Redis | None = None) -> None:
+        urls = settings.blob_server_urls
+        self.servers: list[Redis] = (
+            [shared]
+            if shared is not None and urls == (settings.ledger_url,)
+            else [connect(url) for url in urls]
+        )
+        self._ttl = settings.blob_ttl_seconds
+
+    def _server(self, owner: str) -> Redis:
+        return self.servers[zlib.crc32(owner.encode()) % len(self.servers)]
+
+    def put(self, owner: str, key: str, blob: bytes, ttl: int = 0) -> None:
+        """Write a blob of a batch. Raises LedgerFull or LedgerUnavailable."""
+        with named_errors():
+            self._server(owner).set(key, blob, ex=ttl or self._ttl)
+
+    def get(self, owner: str, keys: Sequence[str]) -> list[bytes | None]:
+        """Read several blobs of a batch in one round trip; None for each that is gone."""
+        if not keys:
+            return []
+        with named_errors():
+            found: list[bytes | None] = self._server(owner).mget(list(keys))
+        return found
+
+    def delete(self, owner: str, keys: Iterable[str]) -> None:
+        """Delete blobs of a batch."""
+        names = list(keys)
+        if names:
+            with named_errors():
+                self._server(owner).unlink(*names)
+
+    def renew(self, owner: str, keys: Iterable[str]) -> None:
+        """Start the TTL of a batch's blobs again."""
+        with named_errors():
+            pipe = self._server(owner).pipeline(transaction=False)
+            for key in keys:
+                pipe.expire(key, self._ttl)
+            pipe.execute()
+
+    def budget(self, configured: int) -> int:
+        """Bytes that may be in flight: as configured, else half of the servers' maxmemory."""
+        if configured:
+            return configured
+        limits = [maxmemory(server) for server in self.servers]
+        bounded = [limit for limit in limits if limit]
+        return min(bounded) * len(self.servers) // 2 if bounded else DEFAULT_BUDGET

@@ -1,0 +1,209 @@
+"""Jobs: one submission of a corpus to a collection under a plan, its totals and its dead letters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ledger.blobs import Blobs, text_key
+from ledger.scripts import Scripts
+from ledger.server import Redis, named_errors
+from registry.errors import FleetError, JobUnknown, UsageError
+from registry.names import PREFIX
+from registry.plan import Plan, plan_from_json
+
+State = Literal["open", "paused", "sealed", "done", "cancelled"]
+#: A producer that has not renewed its hold for this long has let go of its job. Seconds.
+PRODUCER_TTL = 30
+#: How long a finished job stays in the list. Seconds.
+HISTORY_TTL = 30 * 86400
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A chunk that did not make it: why, at which stage, and enough to find it again."""
+
+    id: str
+    reason: str
+    #: `read`, `embed` or `store`.
+    stage: str
+    where: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the ledger has it; counts are chunks unless named otherwise."""
+
+    id: str
+    collection: str
+    state: State
+    plan: Plan
+    sources: tuple[str, ...]
+    #: Milliseconds since the epoch by Redis' clock; orders writes to the collection.
+    started: int
+    created: int
+    finished: int
+    #: The number the next batch must have.
+    next: int
+    staged: int
+    done: int
+    dead: int
+    lost: int
+    batches: int
+    open_batches: int
+    tokens_seen: int
+    tokens_kept: int
+    truncated: int
+    #: Whether a producer holds it now.
+    held: bool
+
+    @property
+    def interrupted(self) -> bool:
+        """Left unsealed by a producer that is gone: `v5 submit` with the same arguments goes on."""
+        return self.state == "open" and not self.held
+
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        fields = asdict(self)
+        fields["plan"] = self.plan.describe()
+        fields["job"] = fields.pop("id")
+        fields["interrupted"] = self.interrupted
+        return fields
+
+
+def signature(collection: str, plan: Plan, sources: Sequence[str]) -> str:
+    """What makes two submissions the same: collection, plan and sources."""
+    text = json.dumps([collection, plan.fingerprint, sorted(sources)])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class Jobs:
+    """Opens, adopts, lists, seals and cancels jobs."""
+
+    def __init__(self, client: Redis, scripts: Scripts, blobs: Blobs) -> None:
+        self._redis = client
+        self._run = scripts.run
+        self._blobs = blobs
+
+    def open(self, collection: str, plan: Plan, sources: Sequence[str]) -> tuple[Job, bool]:
+        """Adopt the unfinished job of the same submission, else open one; says whether it was adopted.
+
+        Raises UsageError if an unfinished job with another plan has the collection.
+        """
+        fresh = f"{time.strftime('%y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        outcome, job = self._run(
+            "open_job",
+            fresh,
+            signature(collection, plan, sources),
+            collection,
+            plan.fingerprint,
+            plan.model_dump_json(),
+            json.dumps(list(sources)),
+            socket.gethostname(),
+        )
+        if outcome == "busy":
+            raise UsageError(
+                f"collection {collection!r} has an unfinished job {job} with another plan; finish it by "
+                f"submitting it again, or end it with `v5 cancel {job}`"
+            )
+        return self.get(job), outcome == "adopted"
+
+    def get(self, job: str) -> Job:
+        """The job of that id. Raises JobUnknown if there is none."""
+        with named_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hgetall(f"{PREFIX}job:{job}")
+            pipe.scard(f"{PREFIX}job:{job}:open")
+            pipe.exists(f"{PREFIX}job:{job}:producer")
+            fields, open_batches, held = pipe.execute()
+        if not fields:
+            raise JobUnknown(f"there is no job {job!r}; `v5 jobs` lists those there are")
+        text = {key.decode(): value.decode() for key, value in fields.items()}
+        counts = {
+            name: int(text.get(name, 0))
+            for name in (
+                "started", "created", "finished", "next", "staged", "done", "dead", "lost", "batches",
+                "tokens_seen", "tokens_kept", "truncated",
+            )
+        }  # fmt: skip
+        return Job(
+            id=job,
+            collection=text["collection"],
+            state=text["state"],
+            plan=plan_from_json(text["plan"]),
+            sources=tuple(json.loads(text["sources"])),
+            open_batches=int(open_batches),
+            held=bool(held),
+            **counts,
+        )
+
+    def list(self) -> list[Job]:
+        """All jobs, newest first; those finished long ago are forgotten on the way."""
+        with named_errors():
+            oldest = (time.time() - HISTORY_TTL) * 1000
+            for name in self._redis.zrangebyscore(f"{PREFIX}jobs", "-inf", oldest):
+                job = name.decode()
+                if self.get(job).state in ("done", "cancelled"):
+                    self._redis.unlink(f"{PREFIX}job:{job}", f"{PREFIX}dead:{job}")
+                    self._redis.zrem(f"{PREFIX}jobs", job)
+            names = [name.decode() for name in self._redis.zrevrange(f"{PREFIX}jobs", 0, -1)]
+        return [self.get(name) for name in names]
+
+    def hold(self, job: str, holder: str) -> None:
+        """Take or keep the producer's hold on a job. Raises FleetError if another producer has it."""
+        key = f"{PREFIX}job:{job}:producer"
+        with named_errors():
+            standing = self._redis.set(key, holder, nx=True, ex=PRODUCER_TTL, get=True)
+            if standing is None:
+                return
+            if standing.decode() != holder:
+                raise FleetError(
+                    f"job {job} is being submitted by {standing.decode()}; follow it with `v5 watch {job}`"
+                )
+            self._redis.expire(key, PRODUCER_TTL)
+
+    def let_go(self, job: str) -> None:
+        """Give the producer's hold back."""
+        with named_errors():
+            self._redis.unlink(f"{PREFIX}job:{job}:producer")
+
+    def seal(self, job: str) -> State:
+        """Nothing more will be staged. Returns the state it is in then."""
+        state: State = self._run("seal", job)
+        return state
+
+    def cancel(self, job: str) -> int:
+        """End a job: drop its open batches and their blobs. Returns how many there were."""
+        outcome, *rest = self._run("cancel", job)
+        if outcome == "gone":
+            raise JobUnknown(f"there is no job {job!r}; `v5 jobs` lists those there are")
+        batches = rest[0] if rest else []
+        for batch in batches:
+            self.drop(batch)
+        self.let_go(job)
+        return len(batches)
+
+    def drop(self, batch: str) -> bool:
+        """Give up a batch: free its credit, count its chunks as lost, delete its text."""
+        dropped = bool(self._run("drop", batch) == "dropped")
+        self._blobs.delete(batch, [text_key(batch)])
+        return dropped
+
+    def bury(self, job: str, letters: Sequence[DeadLetter], limit: int) -> State:
+        """Put chunks that never reached a batch on the dead-letter list; returns the job's state then."""
+        pairs = [part for letter in letters for part in (letter.id, json.dumps(asdict(letter)))]
+        state, _ = self._run("bury", job, limit, *pairs)
+        return state  # type: ignore[no-any-return]
+
+    def dead(self, job: str) -> Iterator[DeadLetter]:
+        """The job's dead letters."""
+        with named_errors():
+            for _, letter in self._redis.hscan_iter(f"{PREFIX}dead:{job}"):
+                yield DeadLetter(**json.loads(letter))

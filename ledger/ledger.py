@@ -1,0 +1,77 @@
+"""The ledger as one object: a connection and everything that stands on it."""
+
+from __future__ import annotations
+
+from ledger.alive import Alive
+from ledger.blobs import Blobs
+from ledger.jobs import Jobs
+from ledger.requests import Requests
+from ledger.scripts import Scripts
+from ledger.server import Redis, check_server, connect, named_errors
+from ledger.steps import Steps
+from registry.errors import LedgerUnavailable
+from registry.names import PREFIX
+from registry.plan import Plan, plan_from_json
+from registry.settings import Settings
+
+_FLEET_PLAN = f"{PREFIX}fleet:plan"
+
+
+class Ledger:
+    """Jobs, steps, blobs and liveness over one set of connections; safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.redis: Redis = connect(settings.ledger_url)
+        self.scripts = Scripts(self.redis)
+        self.blobs = Blobs(settings, self.redis)
+        self.jobs = Jobs(self.redis, self.scripts, self.blobs)
+        self.steps = Steps(settings, self.scripts, self.blobs)
+        self.requests = Requests(self.redis)
+        self.alive = Alive(self.redis, settings.alive_seconds)
+
+    def check(self) -> None:
+        """Refuse to start on a server that is away or configured to lose data. Raises LedgerUnavailable."""
+        try:
+            check_server(self.redis, self.settings.ledger_url)
+        except LedgerUnavailable as error:
+            if self.settings.embedded_redis and not self.settings.redis_socket.exists():
+                raise LedgerUnavailable(
+                    f"no fleet runs in {self.settings.data_dir}: start one with `v5 up`, or set V5_REDIS_URL "
+                    "(or V5_DATA_DIR) to where one runs"
+                ) from error
+            raise
+        for server, url in zip(self.blobs.servers, self.settings.blob_server_urls, strict=True):
+            if server is not self.redis:
+                check_server(server, url)
+
+    def set_fleet_plan(self, plan: Plan) -> None:
+        """Remember the plan that the running fleet serves."""
+        with named_errors():
+            self.redis.set(_FLEET_PLAN, plan.model_dump_json())
+
+    def fleet_plan(self) -> Plan | None:
+        """The plan that the running fleet serves, if it was started for one."""
+        with named_errors():
+            found = self.redis.get(_FLEET_PLAN)
+        return plan_from_json(found) if found else None
+
+    def reserved(self) -> int:
+        """Bytes of the in-flight budget that are taken."""
+        with named_errors():
+            return int(self.redis.get(f"{PREFIX}credit") or 0)
+
+    def depths(self) -> dict[str, int]:
+        """Steps that are not done, per queue."""
+        with named_errors():
+            queues = sorted(name.decode() for name in self.redis.smembers(f"{PREFIX}queues"))
+            pipe = self.redis.pipeline(transaction=False)
+            for queue in queues:
+                pipe.zcard(f"{PREFIX}steps:{queue}")
+            return dict(zip(queues, pipe.execute(), strict=True))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.redis.close()
+        for server in self.blobs.servers:
+            server.close()

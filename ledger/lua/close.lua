@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object, limit
+-- After the store's acknowledgement: ends the batch and moves the job's totals, once.
+local batch = ARGV[1]
+local key = batch_key(batch)
+if redis.call('EXISTS', key) == 0 then return { 'closed' } end
+local job = redis.call('HGET', key, 'job')
+forget(batch, job)
+local about, now, dead = job_key(job), now_ms(), 0
+for id, letter in pairs(cjson.decode(ARGV[6])) do
+  dead = dead + redis.call('HSETNX', P .. 'dead:' .. job, id, letter)
+end
+redis.call('HINCRBY', about, 'done', ARGV[2])
+local total = redis.call('HINCRBY', about, 'dead', dead)
+if total >= tonumber(ARGV[7]) and redis.call('HGET', about, 'state') == 'open' then
+  redis.call('HSET', about, 'state', 'paused')
+end
+redis.call('HINCRBY', about, 'tokens_seen', ARGV[3])
+redis.call('HINCRBY', about, 'tokens_kept', ARGV[4])
+redis.call('HINCRBY', about, 'truncated', ARGV[5])
+redis.call('HSET', about, 'moved', now)
+finish_if_done(job, now)
+return { 'done' }

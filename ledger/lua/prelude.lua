@@ -1,0 +1,36 @@
+-- Shared by every script: keys, the server's clock, and what it takes to end a batch.
+local P = 'v5:'
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function job_key(job) return P .. 'job:' .. job end
+local function open_key(job) return P .. 'job:' .. job .. ':open' end
+local function batch_key(batch) return P .. 'batch:' .. batch end
+local function steps_key(step) return P .. 'steps:' .. step end
+
+-- Forget a batch: its steps, its credit, its place in the job. The caller has checked that it is open.
+local function forget(batch, job)
+  local key = batch_key(batch)
+  local credit = tonumber(redis.call('HGET', key, 'credit') or '0')
+  local models = cjson.decode(redis.call('HGET', key, 'models'))
+  redis.call('DEL', key)
+  for _, model in ipairs(models) do
+    redis.call('ZREM', steps_key('embed.' .. model), batch)
+  end
+  redis.call('ZREM', steps_key('aggregate'), batch)
+  redis.call('SREM', open_key(job), batch)
+  local left = redis.call('DECRBY', P .. 'credit', credit)
+  if left < 0 then redis.call('SET', P .. 'credit', 0) end
+end
+
+-- A job that is sealed and has nothing open is done.
+local function finish_if_done(job, now)
+  local key = job_key(job)
+  if redis.call('HGET', key, 'state') ~= 'sealed' then return false end
+  if redis.call('SCARD', open_key(job)) > 0 then return false end
+  redis.call('HSET', key, 'state', 'done', 'finished', now)
+  redis.call('HDEL', P .. 'active:' .. redis.call('HGET', key, 'collection'), job)
+  redis.call('DEL', P .. 'adopt:' .. redis.call('HGET', key, 'signature'))
+  return true
+end

@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- ARGV: batch, step, token, lease_ms
+-- Takes the lease of a step, unless there is nothing to do or somebody is at it.
+local batch, step, token, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local key, steps = batch_key(batch), steps_key(step)
+if redis.call('EXISTS', key) == 0 then
+  redis.call('ZREM', steps, batch)
+  return { 'closed' }
+end
+if step == 'aggregate' then
+  if tonumber(redis.call('HGET', key, 'wait')) > 0 then return { 'early' } end
+elseif redis.call('HEXISTS', key, 'part:' .. string.sub(step, 7)) == 1 then
+  return { 'recorded' }
+end
+local now = now_ms()
+local holder = redis.call('HGET', key, 'lease:' .. step)
+if holder ~= token then
+  local due = tonumber(redis.call('ZSCORE', steps, batch) or '0')
+  if holder and due > now then return { 'live' } end
+  redis.call('HSET', key, 'lease:' .. step, token)
+  redis.call('HINCRBY', key, 'tries:' .. step, 1)
+end
+redis.call('ZADD', steps, now + lease, batch)
+local job = redis.call('HGET', key, 'job')
+local about = redis.call('HMGET', job_key(job), 'collection', 'plan', 'started')
+return { 'taken', redis.call('HGETALL', key), about }

@@ -1,0 +1,246 @@
+"""Batches and their steps: opening, taking and renewing leases, recording parts, closing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ledger.blobs import Blobs, part_key, text_key
+from ledger.jobs import DeadLetter
+from ledger.scripts import Scripts
+from registry.chunks import Chunk
+from registry.codecs import unpack_chunks
+from registry.errors import BlobLost, CodecError, JobClosed, LedgerRewound, SpaceMismatch
+from registry.names import QUEUE_AGGREGATE, embed_queue, step_model
+from registry.plan import Plan, plan_from_json
+from registry.settings import Settings
+
+#: What a batch's chunks lack: everything, some vectors of standing points, or only the payload.
+Kind = Literal["upsert", "update", "payload"]
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What the ledger keeps of one model's part: which attempt's blob holds it, and how it was made."""
+
+    token: str
+    bytes: int
+    seconds: float
+    worker: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step whose lease this process holds."""
+
+    batch: str
+    step: str
+    token: str
+    job: str
+    collection: str
+    plan: Plan
+    started: int
+    kind: Kind
+    #: Named vectors that the batch's chunks lack.
+    names: tuple[str, ...]
+    models: tuple[str, ...]
+    #: Attempts at this step, this one included.
+    tries: int
+    parts: dict[str, PartRecord]
+
+    def part_key(self, model: str) -> str:
+        """The blob of the recorded part of a model."""
+        return part_key(self.batch, model, self.parts[model].token)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a step was not taken: `closed`, `recorded`, `live` or `early`. All mean: nothing to do."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Full:
+    """The in-flight budget has no room; `used` bytes are reserved."""
+
+    used: int
+
+
+def space_mark(plan: Plan, model: str) -> str:
+    """What a worker must serve to embed for a plan: the fingerprints of all outputs taken from a model."""
+    marks = sorted(plan.space(model, kind).fingerprint for kind in plan.kinds(model))
+    return "+".join(marks)
+
+
+class Steps:
+    """The life of batches, one script per move. Raises LedgerFull or LedgerUnavailable everywhere."""
+
+    def __init__(self, settings: Settings, scripts: Scripts, blobs: Blobs) -> None:
+        self._run = scripts.run
+        self._blobs = blobs
+        self._lease_ms = int(settings.lease_seconds * 1000)
+        self._ring_ms = int(settings.ring_seconds * 1000)
+        self._max_dead = settings.max_dead
+
+    def stage(
+        self,
+        job: str,
+        plan: Plan,
+        n: int,
+        kind: Kind,
+        names: Sequence[str],
+        count: int,
+        blob: bytes,
+        vector_bytes: int,
+        limit: int,
+    ) -> list[str] | Full:
+        """Open batch `n` of a job: its text blob first, then the ledger, under the in-flight budget.
+
+        `blob` holds `count` chunks that lack the vectors `names`; `vector_bytes` is reserved for the vectors
+        to come. Returns the steps to ring, or Full. Raises JobClosed if the job takes no more, LedgerRewound
+        if Redis lost the job or went back in time.
+        """
+        batch = f"{job}.{n}"
+        models = plan.models_for(list(names)) if kind != "payload" else ()
+        self._blobs.put(batch, text_key(batch), blob)
+        digest = hashlib.blake2b(blob, digest_size=8).hexdigest()
+        outcome, *rest = self._run(
+            "open_batch",
+            job,
+            n,
+            digest,
+            count,
+            len(blob) + vector_bytes,
+            limit,
+            self._ring_ms,
+            kind,
+            json.dumps(list(names)),
+            json.dumps(list(models)),
+            json.dumps([space_mark(plan, model) for model in models]),
+        )
+        if outcome in ("opened", "already"):
+            return [embed_queue(model) for model in models] or [QUEUE_AGGREGATE]
+        self._blobs.delete(batch, [text_key(batch)])
+        if outcome == "full":
+            return Full(int(rest[0]))
+        if outcome == "closed":
+            raise JobClosed(f"job {job} is {rest[0]}; nothing more can be staged into it")
+        raise LedgerRewound(
+            f"the ledger does not know batch {n} of job {job} as its next ({outcome}): Redis has lost data"
+        )
+
+    def take(self, batch: str, step: str) -> Taken | Refused:
+        """Take the lease of a step, if there is something to do."""
+        token = secrets.token_hex(8)
+        outcome, *rest = self._run("take", batch, step, token, self._lease_ms)
+        if outcome != "taken":
+            return Refused(outcome)
+        flat, (collection, plan, started) = rest
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        parts = {
+            name.removeprefix("part:"): PartRecord(**json.loads(value))
+            for name, value in fields.items()
+            if name.startswith("part:")
+        }
+        return Taken(
+            batch=batch,
+            step=step,
+            token=token,
+            job=fields["job"],
+            collection=collection,
+            plan=plan_from_json(plan),
+            started=int(started),
+            kind=fields["kind"],
+            names=tuple(json.loads(fields["names"])),
+            models=tuple(json.loads(fields["models"])),
+            tries=int(fields[f"tries:{step}"]),
+            parts=parts,
+        )
+
+    def renew(self, taken: Taken) -> bool:
+        """Keep the lease for another period; False if the work is no longer wanted or somebody else's."""
+        return bool(self._run("renew", taken.batch, taken.step, taken.token, self._lease_ms) == "kept")
+
+    def defer(self, taken: Taken, delay: float) -> None:
+        """Give the lease back; the step is due again after `delay` seconds."""
+        self._run("defer", taken.batch, taken.step, taken.token, int(delay * 1000))
+
+    def chunks(self, taken: Taken) -> list[Chunk]:
+        """The batch's chunks. Raises BlobLost if they are gone or damaged."""
+        (blob,) = self._blobs.get(taken.batch, [text_key(taken.batch)])
+        return read_chunks(taken.batch, blob)
+
+    def put_part(self, taken: Taken, blob: bytes) -> str:
+        """Write this attempt's vectors; returns the blob's key."""
+        key = part_key(taken.batch, step_model(taken.step), taken.token)
+        self._blobs.put(taken.batch, key, blob)
+        return key
+
+    def record(self, taken: Taken, space: str, part: PartRecord) -> bool:
+        """Record this attempt's part; True if the batch is now ready to be aggregated.
+
+        A part that is not needed any more loses its blob. Raises SpaceMismatch if the batch wants another
+        space than the one the vectors are in.
+        """
+        model = step_model(taken.step)
+        outcome, *rest = self._run(
+            "record", taken.batch, model, taken.token, json.dumps(asdict(part)), space, self._ring_ms
+        )
+        if outcome in ("closed", "other", "space"):
+            self._blobs.delete(taken.batch, [part_key(taken.batch, model, taken.token)])
+        if outcome == "space":
+            raise SpaceMismatch(
+                f"batch {taken.batch} wants {model} in space {rest[0]}; this worker serves {space}"
+            )
+        return bool(outcome == "ready")
+
+    def unrecord(self, taken: Taken, model: str) -> None:
+        """The blob of a recorded part is gone: that model's step is due again."""
+        self._run("unrecord", taken.batch, model, taken.parts[model].token)
+
+    def close(
+        self,
+        taken: Taken,
+        done: int,
+        tokens_seen: int,
+        tokens_kept: int,
+        truncated: int,
+        dead: Sequence[DeadLetter],
+    ) -> bool:
+        """End the batch after the store's acknowledgement, then delete its blobs; False if it had ended."""
+        letters = {letter.id: json.dumps(asdict(letter)) for letter in dead}
+        outcome = self._run(
+            "close",
+            taken.batch,
+            done,
+            tokens_seen,
+            tokens_kept,
+            truncated,
+            json.dumps(letters),
+            self._max_dead,
+        )
+        self._blobs.delete(
+            taken.batch, [text_key(taken.batch), *(taken.part_key(model) for model in taken.parts)]
+        )
+        return bool(outcome[0] == "done")
+
+    def due(self, step: str, waiting: int, most: int) -> list[str]:
+        """Overdue batches of a step, oldest first, less than `waiting` rings already in its queue."""
+        found: list[str] = self._run("due", step, waiting, most, self._ring_ms)
+        return found
+
+
+def read_chunks(batch: str, blob: bytes | None) -> list[Chunk]:
+    """Decode a text blob. Raises BlobLost if it is gone or damaged: both end the same way."""
+    if blob is None:
+        raise BlobLost(f"the text of batch {batch} is gone")
+    try:
+        return unpack_chunks(blob)
+    except CodecError as error:
+        raise BlobLost(f"the text of batch {batch} is damaged: {error}") from error

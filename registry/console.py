@@ -1,0 +1,122 @@
+"""What every command does the same way: common options, JSON on request, logging to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from registry.plan import Ensemble, Plan, make_plan
+from registry.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def data_dir(function: F) -> F:
+    """`--data-dir`: like V5_DATA_DIR; processes started by the command see it too."""
+
+    def remember(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            os.environ["V5_DATA_DIR"] = str(value)
+
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        expose_value=False,
+        callback=remember,
+        help="Where the local fleet keeps everything (V5_DATA_DIR).",
+    )(function)
+
+
+def plan_options(function: F) -> F:
+    """The options that describe a plan."""
+    options = [
+        click.option("--primary", metavar="MODEL", help="The primary model."),
+        click.option("--companion", "companions", metavar="MODEL", multiple=True, help="A further model."),
+        click.option(
+            "--output",
+            "outputs",
+            metavar="MODEL=KIND,…",
+            multiple=True,
+            help="Outputs of a model: dense, sparse, multi. Default: dense.",
+        ),
+        click.option(
+            "--matryoshka",
+            metavar="MODEL=N,…",
+            multiple=True,
+            help="Prefix lengths as further named vectors.",
+        ),
+        click.option(
+            "--ensemble",
+            type=click.Choice(["weighted_average", "max_pooling", "concat"]),
+            help="Fuse all the plan's models into one further vector.",
+        ),
+        click.option("--task", "tasks", metavar="MODEL=TASK", multiple=True, help="A model's task."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def read_plan(
+    settings: Settings,
+    primary: str | None,
+    companions: tuple[str, ...],
+    outputs: tuple[str, ...],
+    matryoshka: tuple[str, ...],
+    ensemble: str | None,
+    tasks: tuple[str, ...],
+) -> Plan | None:
+    """The plan that the options describe; None if they say nothing. Raises PlanError or a usage error."""
+    if primary is None:
+        if companions or outputs or matryoshka or ensemble or tasks:
+            raise click.UsageError("a plan needs --primary MODEL; `v5 models` lists the models")
+        return None
+    fields: dict[str, Any] = {
+        "primary": primary,
+        "companions": companions,
+        "outputs": {model: tuple(text.split(",")) for model, text in _pairs("--output", outputs)},
+        "tasks": dict(_pairs("--task", tasks)),
+        "fake": settings.fake_encoders,
+    }
+    try:
+        fields["matryoshka"] = {
+            model: tuple(int(n) for n in text.split(","))
+            for model, text in _pairs("--matryoshka", matryoshka)
+        }
+    except ValueError:
+        raise click.UsageError("--matryoshka wants MODEL=N,N,… with whole numbers") from None
+    if ensemble:
+        fields["ensemble"] = Ensemble(members=(primary, *companions), method=ensemble)  # type: ignore[arg-type]
+    return make_plan(**fields)
+
+
+def _pairs(option: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    found = []
+    for text in texts:
+        model, equals, value = text.partition("=")
+        if not equals or not model or not value:
+            raise click.UsageError(f"{option} wants MODEL=VALUE, not {text!r}")
+        found.append((model, value))
+    return found
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def start_logging(settings: Settings) -> None:
+    """Log to stderr with time, level and place; libraries from WARNING up."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for room in ("worker", "ledger", "store", "producer"):
+        logging.getLogger(room).setLevel(settings.log_level.upper())

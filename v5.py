@@ -1,0 +1,94 @@
+"""The front door: `v5 COMMAND`. Each room brings its commands and is imported only when one is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from registry.errors import V5Error
+
+#: Command → where it lives, and its line in `v5 --help` (here, so that the help imports no room).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("producer.cli.quickstart:quickstart", "See it work: embed real source code, search it."),
+    "up": ("worker.cli.fleet:up", "Start a local fleet for a plan and wait until it is ready."),
+    "down": ("worker.cli.fleet:down", "Stop the local fleet."),
+    "ps": ("worker.cli.fleet:ps", "Show the fleet's processes and queues."),
+    "worker": ("worker.cli.processes:worker", "Run one worker: one model on one device."),
+    "aggregator": ("worker.cli.processes:aggregator", "Run one aggregator: merge parts, write to Qdrant."),
+    "submit": ("producer.cli.submit:submit", "Submit a corpus to a collection, with progress."),
+    "jobs": ("producer.cli.jobs:jobs", "List jobs."),
+    "watch": ("producer.cli.jobs:watch", "Follow a job to its end."),
+    "cancel": ("producer.cli.jobs:cancel", "End a job; what is stored stays."),
+    "dead": ("producer.cli.jobs:dead", "List a job's dead letters with their reasons."),
+    "verify": ("producer.cli.verify:verify", "Compare a corpus with a collection."),
+    "search": ("producer.cli.search:search", "Search a collection."),
+    "get": ("producer.cli.search:get", "Show points as they stand."),
+    "models": ("registry.cli:models", "Show the V5 models."),
+    "doctor": ("worker.cli.doctor:doctor", "Check what is configured, reachable and wrong."),
+}
+
+
+class FrontDoor(click.Group):
+    """Finds commands by name and imports them on use."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """All commands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return one command."""
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="v5-embedding-fleet", prog_name="v5")
+def v5() -> None:
+    """Index corpora with several embedding models at once into named vectors in Qdrant.
+
+    \b
+    Start here:
+      v5 quickstart
+    Or step by step:
+      v5 up --primary qdrant-minilm-onnx --companion all-miniLM-l6
+      v5 submit src/ --collection code
+      v5 search "parse a date" --collection code
+      v5 down
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 done with dead letters. Settings come from V5_* in the
+    environment or in .env; V5_DATA_DIR says where a local fleet keeps everything.
+    """
+
+
+def main() -> None:
+    """Run a command; an error on purpose becomes one line and its exit code."""
+    try:
+        v5(standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except V5Error as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
