@@ -55,6 +55,6 @@ def models(as_json: bool) -> None:
             str(spec.max_tokens),
             ", ".join(output.kind for output in spec.outputs) or "scores",
             " ".join(str(width) for width in spec.matryoshka) or "–",
-            spec.licence + ("" if spec.commercial_use else " (not for commercial use)"),
+            spec.licence + ("" if spec.commercial_use else " (no commercial use)"),
         )
     Console().print(table)

@@ -48,6 +48,8 @@ class Numerics:
     dtype: str
     tf32: bool = False
     quantization: str = ""
+    #: Why the device is not the one to be expected (no CUDA device, …); empty where it is.
+    fallback: str = ""
     #: Versions of what computes, for the record.
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -63,17 +65,25 @@ class Encoder(Protocol):
         ...
 
     def prepare(self, texts: Sequence[str], side: Side) -> Prepared:
-        """Prefix, tokenise, cut at the model's limit, sort by length, pack by tokens. CPU only."""
+        """Prefix, tokenise, cut at the model's limit, sort by length, pack by tokens. CPU only.
+
+        An exception is taken to be the fault of one of the texts.
+        """
         ...
 
     def forward(self, batch: MicroBatch) -> Any:
-        """One forward pass; returns device outputs that `finish` understands."""
+        """One forward pass; returns device outputs that `finish` understands.
+
+        Raises InfrastructureError if the device itself failed, MemoryError if it had too little memory;
+        any other exception is taken to be the fault of a text in the micro-batch.
+        """
         ...
 
     def finish(self, batch: MicroBatch, raw: Any, kinds: Sequence[OutputKind]) -> dict[OutputKind, Vectors]:
         """Pool, normalise, bring to the host: float32 vectors per output, one per text of the micro-batch.
 
-        Raises EncodeError if a value is not finite or a shape is wrong.
+        The vectors are checked by the caller (`check_vectors`), so that no encoder can forget to. Raises as
+        `forward` does, where a device reports a failed pass only when its results are read.
         """
         ...
 

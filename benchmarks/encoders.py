@@ -1,0 +1,152 @@
+"""The ONNX encoder against plain SentenceTransformer.encode: same weights, same texts, one run.
+
+    python -m benchmarks.encoders [--chunks 1000] [--repeats 3] [--json FILE]
+
+Both get the same threads and the same truncation. Repetitions are interleaved, so that whatever else the
+machine does hits both. Ends with 1 if any chunk's two vectors differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.functions import stdlib_functions
+from benchmarks.report import save, show
+from registry.codecs import Dense
+from registry.models import model
+from registry.settings import Settings, load_settings
+from worker.encoders.device import thread_count
+from worker.encoders.encode import encode
+from worker.encoders.factory import load_encoder, warm_up
+from worker.weights import locate
+
+#: Worst cosine between the two vectors of a chunk that still counts as agreement.
+MIN_COSINE = 0.9999
+#: Batch sizes of SentenceTransformer.encode that are tried; 32 is its default.
+BATCH_SIZES = (4, 8, 16, 32, 64, 128, 256)
+DEFAULT_BATCH = 32
+#: Every batch size is tried on this many chunks; only the best goes on to the full measurement.
+TRIAL_CHUNKS = 200
+
+Floats = npt.NDArray[np.float32]
+Run = Callable[[list[str]], Floats]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, save; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--chunks", type=int, default=1000, help="functions to embed (default 1000)")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repetitions (default 3)")
+    parser.add_argument("--json", help="also write the results to this file")
+    options = parser.parse_args(arguments)
+    settings = load_settings()
+    texts = stdlib_functions(options.chunks)
+    ours, theirs = _ours(settings), _theirs(settings)
+    best = _best_batch(theirs, texts[:TRIAL_CHUNKS])
+    contenders: dict[str, Run] = {
+        "qdrant-minilm-onnx": ours,
+        f"SentenceTransformer.encode, batch {DEFAULT_BATCH} (default)": lambda t: theirs(t, DEFAULT_BATCH),
+    }
+    if best != DEFAULT_BATCH:
+        contenders[f"SentenceTransformer.encode, batch {best} (best)"] = lambda t: theirs(t, best)
+    seconds, vectors = _interleaved(contenders, texts, options.repeats)
+    names = list(contenders)
+    rows = [
+        (name, len(texts) / statistics.median(took), len(texts) / min(took), _ratio(took, seconds[names[0]]))
+        for name, took in seconds.items()
+    ]
+    show(
+        f"{len(texts)} functions, {thread_count(settings)} threads",
+        ["encoder", "chunks/s (median)", "chunks/s (best)", "ONNX is faster by"],
+        rows,
+    )
+    cosine = min(float((vectors[names[0]] * vectors[name]).sum(axis=1).min()) for name in names[1:])
+    print(f"worst cosine over every chunk: {cosine:.6f} (at least {MIN_COSINE})")
+    save(
+        options.json,
+        {
+            "chunks": len(texts),
+            "threads": thread_count(settings),
+            "best_batch": best,
+            "seconds": seconds,
+            "ratio_to_default": rows[1][3],
+            "ratio_to_best": rows[-1][3],
+            "min_cosine": cosine,
+        },
+    )
+    return 0 if cosine >= MIN_COSINE else 1
+
+
+def _ratio(took: list[float], base: list[float]) -> float:
+    """Median over the repetitions of one contender's time to the other's in the same repetition."""
+    return statistics.median(a / b for a, b in zip(took, base, strict=True))
+
+
+def _ours(settings: Settings) -> Run:
+    encoder = load_encoder("qdrant-minilm-onnx", "", settings, ["dense"])
+    warm_up(encoder, ["dense"])
+    lock = threading.Lock()
+
+    def run(texts: list[str]) -> Floats:
+        part = encode(encoder, texts, "document", ["dense"], device_lock=lock)
+        dense = part.vectors["dense"]
+        assert isinstance(dense, Dense)
+        return dense.values.astype(np.float32, copy=False)
+
+    return run
+
+
+def _theirs(settings: Settings) -> Callable[[list[str], int], Floats]:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    spec = model("all-miniLM-l6")
+    torch.set_num_threads(thread_count(settings))
+    loaded: Any = SentenceTransformer(str(locate(spec, settings).path), device=settings.device or None)
+    loaded.max_seq_length = spec.max_tokens
+
+    def run(texts: list[str], batch_size: int) -> Floats:
+        values: Floats = loaded.encode(
+            texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+        return values
+
+    return run
+
+
+def _best_batch(theirs: Callable[[list[str], int], Floats], texts: list[str]) -> int:
+    theirs(texts[:32], DEFAULT_BATCH)
+    took = {}
+    for size in BATCH_SIZES:
+        begun = time.perf_counter()
+        theirs(texts, size)
+        took[size] = time.perf_counter() - begun
+    return min(took, key=lambda size: took[size])
+
+
+def _interleaved(
+    contenders: dict[str, Run], texts: list[str], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Floats]]:
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    vectors: dict[str, Floats] = {}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            begun = time.perf_counter()
+            vectors[name] = run(texts)
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds, vectors
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The producer: reads a corpus, cuts batches, submits them to the fleet and follows them; searches."""

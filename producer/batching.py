@@ -1,0 +1,63 @@
+"""Windows and batches: chunks read ahead, sorted by length, and cut by cost instead of count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from producer.draft import payload_bytes, text_bytes
+from producer.problem import Problem
+from registry.chunks import Chunk
+from registry.settings import Settings
+
+
+@dataclass
+class Window:
+    """What was read ahead: neighbouring chunks of the corpus, and the problems met among them."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def windows(items: Iterable[Chunk | Problem], settings: Settings) -> Iterator[Window]:
+    """Read ahead lazily. A window closes at `window_chunks` items or before it would pass `window_bytes`.
+
+    Text and payload both count as bytes, for both are held; one chunk larger than that is a window alone.
+    Problems count as items, so that a corpus of nothing but problems is bounded, too.
+    """
+    window, held = Window(), 0
+    for item in items:
+        if isinstance(item, Problem):
+            window.problems.append(item)
+        else:
+            size = text_bytes(item.text) + payload_bytes(item.payload)
+            if window.chunks and held + size > settings.window_bytes:
+                yield window
+                window, held = Window(), 0
+            window.chunks.append(item)
+            held += size
+        if len(window.chunks) + len(window.problems) >= settings.window_chunks:
+            yield window
+            window, held = Window(), 0
+    if window.chunks or window.problems:
+        yield window
+
+
+def cut_batches(chunks: Iterable[Chunk], settings: Settings) -> Iterator[list[Chunk]]:
+    """Batches of texts of similar length, shortest first: little padding, and equal cost per batch.
+
+    A batch closes at `batch_chunks` or before its text would pass `batch_bytes`; a chunk with more text
+    than that is a batch alone. Equal lengths are ordered by id, so the order of `chunks` does not matter.
+    """
+    batch: list[Chunk] = []
+    held = 0
+    for size, chunk in sorted(
+        ((text_bytes(c.text), c) for c in chunks), key=lambda pair: (pair[0], pair[1].id)
+    ):
+        if batch and (len(batch) >= settings.batch_chunks or held + size > settings.batch_bytes):
+            yield batch
+            batch, held = [], 0
+        batch.append(chunk)
+        held += size
+    if batch:
+        yield batch

@@ -1,0 +1,109 @@
+"""`v5 submit`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from producer.cli.meter import Meter
+from producer.cli.options import collection, corpus_options, read_corpus
+from producer.fleet import Fleet
+from producer.submission import Submission, Summary
+from registry.console import as_json, data_dir, plan_options, print_json, read_plan, start_logging
+from registry.errors import PlanError
+from registry.plan import Plan
+from registry.settings import Settings, load_settings
+
+#: Exit code of a submission that ended with dead letters.
+EXIT_DEAD = 3
+
+
+@click.command()
+@corpus_options
+@collection
+@plan_options
+@as_json
+@data_dir
+def submit(collection: str, as_json: bool, **options: Any) -> None:
+    """Submit a corpus: source code, prose, JSON Lines, or a folder of *_chunks.json files.
+
+    What the collection already has is skipped. Without --primary, the running fleet's plan is used. Ctrl-C
+    loses nothing: what is staged goes on, and the same command again does the rest.
+
+    \b
+    Examples:
+      v5 submit src/ docs/ --collection code
+      v5 submit chunks.jsonl -c notes --primary qdrant-minilm-onnx --companion all-miniLM-l6
+      v5 submit Chunked/MyCollection -c v4 --min-tokens 50
+      v5 submit src/ -c code --json | tail -1
+    """
+    settings = load_settings()
+    start_logging(settings)
+    corpus_fields = {
+        key: options.pop(key) for key in ("paths", "root", "include", "exclude", "min_tokens", "chunk_chars")
+    }
+    plan = read_plan(settings, **options)
+    corpus = read_corpus(settings, **corpus_fields)
+    fleet = Fleet(settings)
+    plan = plan or _fleet_plan(fleet)
+    meter = Meter(as_json=as_json)
+    absent = fleet.absent_models(plan)
+    if absent:
+        click.echo(
+            f"warning: no worker for {', '.join(absent)} is alive; those steps wait until one is started "
+            f"(`v5 worker {absent[0]}`)",
+            err=True,
+        )
+    submission = Submission(fleet, corpus, collection, plan, meter.show)
+    try:
+        with meter:
+            summary = submission.run()
+    except KeyboardInterrupt:
+        job = submission.progress.job
+        click.echo(
+            f"interrupted; nothing is lost: what is staged of job {job or '(none yet)'} goes on, and the "
+            "same command again does the rest",
+            err=True,
+        )
+        sys.exit(130)
+    finally:
+        fleet.close()
+    _tell(summary, settings, as_json=as_json)
+    if summary.state not in ("done", "sealed"):
+        sys.exit(1)
+    sys.exit(EXIT_DEAD if summary.dead else 0)
+
+
+def _fleet_plan(fleet: Fleet) -> Plan:
+    plan = fleet.ledger.fleet_plan()
+    if plan is None:
+        raise PlanError("this fleet was not started for a plan; say --primary MODEL (and --companion MODEL)")
+    return plan
+
+
+def _tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"event": "end", **summary.as_json()})
+        return
+    click.echo(
+        f"job {summary.job}: {summary.done} chunks embedded and stored in {summary.seconds:.1f} s "
+        f"({summary.chunks_per_second:.0f}/s), {summary.skipped} already there, {summary.dead} dead letters"
+    )
+    if summary.ignored:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.ignored_reasons.items()))
+        click.echo(f"left out: {reasons}")
+    if summary.truncated:
+        click.echo(f"{summary.truncated} vectors are of texts cut at their model's limit")
+    if summary.dead:
+        click.echo(f"why: v5 dead {summary.job}")
+    if summary.state == "paused":
+        click.echo(
+            f"the job paused: {summary.dead} dead letters are over the limit of {settings.max_dead} "
+            "(V5_MAX_DEAD); mend the corpus or raise it, then submit again"
+        )
+    elif summary.state == "cancelled":
+        click.echo("the job was cancelled; submit again to go on")
+    else:
+        click.echo(f'next: v5 search "…" --collection {summary.collection}')

@@ -1,0 +1,1 @@
+"""Cutting plain files into chunks: code at functions and classes, prose at paragraphs."""

@@ -1,0 +1,196 @@
+"""The producer's view of the fleet: the ledger, the doorbell, and requests with an answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ledger.doorbell import Doorbell
+from ledger.ledger import Ledger
+from registry import errors
+from registry.celery_app import make_app
+from registry.codecs import pack_json, unpack_json
+from registry.errors import CodecError, FleetError, InfrastructureError, LedgerFull, UsageError, V5Error
+from registry.messages import Request
+from registry.models import OutputKind
+from registry.names import QUEUE_STORE, TASK_EMBED_QUERY, TASK_STORE, query_queue
+from registry.plan import Plan, make_plan
+from registry.settings import Settings
+
+#: A request that was not answered for this long is sent again: its message may be lost. Seconds.
+REPEAT = 10.0
+#: A process that nobody has seen for this long is not coming back by itself. Seconds.
+ABSENT = 20.0
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection as the store describes it."""
+
+    name: str
+    points: int
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A request under way."""
+
+    id: str
+    task: str
+    queue: str
+    deadline: float
+
+
+class Fleet:
+    """Talks to the fleet through Redis alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect. Raises LedgerUnavailable, saying what to do."""
+        self.settings = settings
+        self.ledger = Ledger(settings)
+        self.ledger.check()
+        self.app = make_app(settings)
+        self.doorbell = Doorbell(self.app, settings)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.ledger.close()
+        self.app.close()
+
+    def ask(self, task: str, queue: str, arguments: dict[str, Any]) -> Pending:
+        """Send a request; `answer` waits for what comes back."""
+        deadline = time.time() + self.settings.request_seconds
+        pending = Pending(uuid.uuid4().hex, task, queue, deadline)
+        self.ledger.requests.ask(pending.id, pack_json(arguments))
+        self._send(pending)
+        return pending
+
+    def answer(self, pending: Pending) -> bytes:
+        """Wait for an answer, asking again where a message may be lost or the store was away.
+
+        Raises the error that the fleet answered with, or FleetError if nobody answered in time.
+        """
+        began = time.time()
+        while True:
+            blob = self.ledger.requests.wait(pending.id, min(REPEAT, pending.deadline - time.time()))
+            if blob is not None:
+                failure = _failure(blob)
+                if failure is None:
+                    self.ledger.requests.forget(pending.id)
+                    return blob
+                if not isinstance(failure, InfrastructureError) or time.time() >= pending.deadline:
+                    self.ledger.requests.forget(pending.id)
+                    raise failure
+                time.sleep(1.0)
+            if time.time() >= pending.deadline:
+                raise FleetError(
+                    f"no answer to {pending.task} in {self.settings.request_seconds:.0f} s; "
+                    + self._absent(pending)
+                )
+            if time.time() - began > ABSENT and not self._served(pending):
+                raise FleetError(f"nobody answers {pending.task}; {self._absent(pending)}")
+            self._send(pending)
+
+    def _send(self, pending: Pending) -> None:
+        request = Request(id=pending.id, deadline=pending.deadline)
+        self.app.send_task(
+            pending.task,
+            kwargs=request.model_dump(),
+            queue=pending.queue,
+            ignore_result=True,
+            # A request nobody took in time is not worth a worker's while.
+            expires=max(1.0, pending.deadline - time.time()),
+            kwargsrepr=pending.id,
+        )
+
+    def _served(self, pending: Pending) -> bool:
+        model = pending.queue.removeprefix("query.") if pending.queue.startswith("query.") else ""
+        return any(
+            process.model == model if model else process.kind == "aggregator"
+            for process in self.ledger.alive.list()
+        )
+
+    def _absent(self, pending: Pending) -> str:
+        if self._served(pending):
+            return "its process is alive but busy; try again, or raise V5_REQUEST_SECONDS"
+        if pending.queue == QUEUE_STORE:
+            return "no aggregator is alive: start the fleet with `v5 up`, or one with `v5 aggregator`"
+        model = pending.queue.removeprefix("query.")
+        return f"no worker for {model} is alive: start one with `v5 worker {model}`"
+
+    def _store(self, operation: str, arguments: dict[str, Any]) -> Any:
+        return unpack_json(self.answer(self.ask(f"{TASK_STORE}.{operation}", QUEUE_STORE, arguments)))
+
+    def open_collection(self, name: str, plan: Plan) -> Collection:
+        """Create the collection for the plan, or check that it fits. Raises SpaceMismatch, UsageError."""
+        return _collection(self._store("open", {"collection": name, "plan": plan.model_dump(mode="json")}))
+
+    def describe(self, name: str) -> Collection:
+        """The collection's plan and size. Raises UsageError if it does not exist."""
+        return _collection(self._store("describe", {"collection": name}))
+
+    def compare(self, name: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
+        """What each of `[id, content_hash, payload_hash]` lacks: `same`, `absent`, `changed`, `payload`, or
+        `lacking` with the vector names."""
+        found: list[list[Any]] = self._store(
+            "compare", {"collection": name, "names": list(names), "chunks": [list(row) for row in rows]}
+        )
+        return found
+
+    def search(
+        self, name: str, names: Sequence[str], parts: dict[str, str], limit: int
+    ) -> list[dict[str, Any]]:
+        """The best hits; `parts` are the models' query vectors, as text (see `v5 search`)."""
+        found: list[dict[str, Any]] = self._store(
+            "search", {"collection": name, "names": list(names), "parts": parts, "limit": limit}
+        )
+        return found
+
+    def points(self, name: str, ids: Sequence[str], vectors: bool) -> list[dict[str, Any]]:
+        """The points with these ids that stand."""
+        found: list[dict[str, Any]] = self._store(
+            "get", {"collection": name, "ids": list(ids), "vectors": vectors}
+        )
+        return found
+
+    def embed_query(self, plan: Plan, models: Sequence[str], text: str) -> dict[str, bytes]:
+        """The query's vectors blob from each model, all models at once."""
+        pending = {}
+        for model in models:
+            kinds: tuple[OutputKind, ...] = plan.kinds(model)
+            spaces = {kind: plan.space(model, kind).fingerprint for kind in kinds}
+            arguments = {"texts": [text], "kinds": list(kinds), "spaces": spaces}
+            pending[model] = self.ask(TASK_EMBED_QUERY, query_queue(model), arguments)
+        return {model: self.answer(request) for model, request in pending.items()}
+
+    def absent_models(self, plan: Plan) -> list[str]:
+        """Models of the plan that no living worker serves."""
+        serving = {process.model for process in self.ledger.alive.list()}
+        return [model for model in plan.models if model not in serving]
+
+
+def _collection(answer: dict[str, Any]) -> Collection:
+    return Collection(answer["collection"], int(answer["points"]), make_plan(**answer["plan"]))
+
+
+def _failure(blob: bytes) -> V5Error | None:
+    """The error that an answer carries, as the class of that name; None for a real answer."""
+    try:
+        answer = unpack_json(blob)
+    except CodecError:
+        return None
+    if not isinstance(answer, dict) or "error" not in answer:
+        return None
+    kind = getattr(errors, str(answer["error"]), FleetError)
+    if not (isinstance(kind, type) and issubclass(kind, V5Error)):
+        kind = FleetError
+    if kind is LedgerFull:
+        kind = InfrastructureError
+    failure: V5Error = kind(str(answer["message"]))
+    if kind is UsageError or not answer.get("again"):
+        return failure
+    return failure if isinstance(failure, InfrastructureError) else InfrastructureError(str(failure))

@@ -1,0 +1,302 @@
+"""A submission: read a corpus, ask what the collection lacks, stage that, wait until it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from ledger.jobs import DeadLetter, Job
+from ledger.steps import Full, Kind
+from producer.batching import cut_batches, windows
+from producer.corpus import Corpus
+from producer.credit import vector_bytes
+from producer.fleet import Fleet
+from producer.problem import Problem
+from registry.chunks import Chunk, chunk_id
+from registry.codecs import pack_chunks
+from registry.errors import InfrastructureError, JobClosed, JobUnknown, LedgerRewound
+from registry.plan import Plan
+
+T = TypeVar("T")
+
+#: How often the ledger is asked how far the job is. Seconds.
+LOOK = 0.25
+#: Passes over the corpus: a further one is needed only where text was lost on the way.
+MOST_PASSES = 10
+
+
+@dataclass
+class Progress:
+    """How far a submission is; counts are chunks."""
+
+    job: str = ""
+    read: int = 0
+    #: Already in the collection, with every vector of the plan.
+    skipped: int = 0
+    staged: int = 0
+    done: int = 0
+    dead: int = 0
+    #: Files and records left out by a rule.
+    ignored: int = 0
+    #: The whole corpus has been read, so `read` is its size.
+    complete: bool = False
+    #: What it waits for, if it does.
+    waiting: str = ""
+    #: An earlier, unfinished submission is being finished.
+    adopted: bool = False
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> int:
+        """Chunks that need nothing more."""
+        return self.skipped + self.done + self.dead
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a submission came to; `chunks` = `skipped` + `done` + `dead`."""
+
+    job: str
+    collection: str
+    chunks: int
+    skipped: int
+    done: int
+    dead: int
+    seconds: float
+    chunks_per_second: float
+    ignored: int
+    ignored_reasons: dict[str, int]
+    tokens_seen: int
+    tokens_kept: int
+    truncated: int
+    state: str
+    plan: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+class Submission:
+    """One run of `v5 submit`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        corpus: Corpus,
+        collection: str,
+        plan: Plan,
+        report: Callable[[Progress], None] = lambda _progress: None,
+    ) -> None:
+        self._fleet = fleet
+        self._settings = fleet.settings
+        self._ledger = fleet.ledger
+        self._corpus = corpus
+        self._collection = collection
+        self._plan = plan
+        self._names = [vector.name for vector in plan.vectors()]
+        self._report = report
+        self._holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._looked = 0.0
+        self._seen: Job | None = None
+        self._base = 0
+        self._next = 0
+        self._limit = 0
+        self.progress = Progress()
+
+    def run(self) -> Summary:
+        """Submit and follow to the end.
+
+        Raises KeyboardInterrupt as it comes, with nothing lost: what is staged goes on, and the same
+        submission again finishes the rest.
+        """
+        began = time.monotonic()
+        self._fleet.open_collection(self._collection, self._plan)
+        self._limit = self._ledger.blobs.budget(self._settings.inflight_bytes)
+        job = self._open()
+        try:
+            for _ in range(MOST_PASSES):
+                try:
+                    lost = self._look(job.id, force=True).lost
+                    self._pass(job.id)
+                    self._drain(job.id)
+                    if self._look(job.id, force=True).lost == lost:
+                        break
+                except (LedgerRewound, JobUnknown):
+                    # The collection is the final ledger: what is stored is skipped, the rest is staged anew.
+                    self._say_waiting("Redis has lost data; starting over with what is not stored yet")
+                    job = self._open()
+            state = self._patient(lambda: self._ledger.jobs.seal(job.id))
+            last = self._look(job.id, force=True)
+        except JobClosed as error:
+            last = self._look(job.id, force=True)
+            state = last.state
+            self._say_waiting(str(error))
+        finally:
+            with contextlib.suppress(InfrastructureError):
+                self._ledger.jobs.let_go(job.id)
+        seconds = time.monotonic() - began
+        progress = self.progress
+        return Summary(
+            job=job.id,
+            collection=self._collection,
+            chunks=progress.finished,
+            skipped=progress.skipped,
+            done=progress.done,
+            dead=progress.dead,
+            seconds=round(seconds, 3),
+            chunks_per_second=round(progress.done / seconds, 1),
+            ignored=progress.ignored,
+            ignored_reasons=dict(progress.reasons),
+            tokens_seen=last.tokens_seen,
+            tokens_kept=last.tokens_kept,
+            truncated=last.truncated,
+            state=state,
+            plan=self._plan.describe(),
+        )
+
+    def _open(self) -> Job:
+        """Adopt or open the job; wait for what an earlier run left in flight."""
+        job, adopted = self._patient(
+            lambda: self._ledger.jobs.open(self._collection, self._plan, self._corpus.sources)
+        )
+        self._ledger.jobs.hold(job.id, self._holder)
+        self.progress.job, self.progress.adopted = job.id, adopted
+        self._base = job.done
+        self._drain(job.id)
+        job = self._ledger.jobs.get(job.id)
+        # What an earlier run staged is found in the collection by the coming pass.
+        self._base, self._next = job.done, job.next
+        self.progress.done = 0
+        return job
+
+    def _pass(self, job: str) -> None:
+        """Read the whole corpus once and stage what the collection lacks."""
+        progress = self.progress
+        progress.read = progress.skipped = progress.ignored = 0
+        progress.complete, progress.reasons = False, {}
+        written = progress.done
+        dead = self._dead_ids(job)
+        for window in windows(self._corpus.items(), self._settings):
+            self._note_problems(job, window.problems)
+            progress.read += len(window.chunks)
+            fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
+            for (kind, names), chunks in self._lacking(fresh).items():
+                for batch in cut_batches(chunks, self._settings):
+                    self._stage(job, kind, names, batch)
+            self._look(job)
+        # In a further pass, what the first wrote stands in the collection and would count twice.
+        progress.skipped -= written
+        progress.complete = True
+        self._look(job, force=True)
+
+    def _note_problems(self, job: str, problems: list[Problem]) -> None:
+        """Count what a rule left out; what should have been a chunk goes to the dead letters."""
+        for problem in problems:
+            if problem.severity == "skipped":
+                self.progress.ignored += 1
+                self.progress.reasons[problem.reason] = self.progress.reasons.get(problem.reason, 0) + 1
+        self._bury(job, [_letter(problem) for problem in problems if problem.severity == "rejected"])
+
+    def _bury(self, job: str, letters: list[DeadLetter]) -> None:
+        if not letters:
+            return
+        state = self._patient(lambda: self._ledger.jobs.bury(job, letters, self._settings.max_dead))
+        if state == "paused":
+            raise JobClosed(
+                f"job {job} pauses at {self._settings.max_dead} dead letters; see `v5 dead {job}`, then "
+                "submit again to go on (V5_MAX_DEAD raises the limit)"
+            )
+
+    def _dead_ids(self, job: str) -> set[str]:
+        return {letter.id for letter in self._ledger.jobs.dead(job)}
+
+    def _lacking(self, chunks: list[Chunk]) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
+        """Group chunks by what the collection lacks of them; what lacks nothing is skipped."""
+        groups: dict[tuple[Kind, tuple[str, ...]], list[Chunk]] = {}
+        if not chunks:
+            return groups
+        rows = [(chunk.id, chunk.content_hash, chunk.payload_hash) for chunk in chunks]
+        verdicts = self._patient(lambda: self._fleet.compare(self._collection, self._names, rows))
+        for chunk, (verdict, *lacking) in zip(chunks, verdicts, strict=True):
+            match verdict:
+                case "same":
+                    self.progress.skipped += 1
+                case "lacking":
+                    groups.setdefault(("update", tuple(lacking[0])), []).append(chunk)
+                case "payload":
+                    groups.setdefault(("payload", ()), []).append(chunk)
+                case _:
+                    groups.setdefault(("upsert", tuple(self._names)), []).append(chunk)
+        return groups
+
+    def _stage(self, job: str, kind: Kind, names: tuple[str, ...], batch: list[Chunk]) -> None:
+        """Stage one batch, waiting for room, and ring its first steps."""
+        blob = pack_chunks(batch)
+        reserve = vector_bytes(self._plan, names, batch) if kind != "payload" else 0
+        while True:
+            staged = self._patient(
+                lambda: self._ledger.steps.stage(
+                    job, self._plan, self._next, kind, names, len(batch), blob, reserve, self._limit
+                )
+            )
+            if not isinstance(staged, Full):
+                break
+            self._say_waiting(
+                f"{staged.used >> 20} of {self._limit >> 20} MiB in flight are taken; waiting for the fleet"
+            )
+            self._look(job)
+            time.sleep(LOOK)
+        for step in staged:
+            self._fleet.doorbell.ring(f"{job}.{self._next}", step)
+        self._next += 1
+        self.progress.staged += len(batch)
+        self.progress.waiting = ""
+        self._look(job)
+
+    def _drain(self, job: str) -> None:
+        """Wait until none of the job's batches is open."""
+        while self._look(job, force=True).open_batches:
+            time.sleep(LOOK)
+
+    def _look(self, job: str, *, force: bool = False) -> Job:
+        """Ask the ledger how far the job is, at most every LOOK seconds, and report it."""
+        now = time.monotonic()
+        if not force and now - self._looked < LOOK and self._seen is not None:
+            return self._seen
+        self._looked = now
+        self._ledger.jobs.hold(job, self._holder)
+        seen = self._patient(lambda: self._ledger.jobs.get(job))
+        self._seen = seen
+        self.progress.done = seen.done - self._base
+        self.progress.dead = seen.dead
+        self._report(self.progress)
+        return seen
+
+    def _say_waiting(self, reason: str) -> None:
+        self.progress.waiting = reason
+        self._report(self.progress)
+
+    def _patient(self, work: Callable[[], T]) -> T:
+        """Do something with Redis; while it is away or full, wait, say so, and try again."""
+        end = time.monotonic() + self._settings.patience_seconds
+        wait = LOOK
+        while True:
+            try:
+                return work()
+            except InfrastructureError as error:
+                if time.monotonic() >= end:
+                    raise
+                self._say_waiting(str(error))
+                time.sleep(wait)
+                wait = min(wait * 2, 5.0)
+
+
+def _letter(problem: Problem) -> DeadLetter:
+    # Named by its place: a repeated id belongs to the good chunk that had it first.
+    return DeadLetter(chunk_id(f"problem\x00{problem.where}"), problem.reason, "read", problem.where)

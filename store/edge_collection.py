@@ -1,0 +1,223 @@
+"""One embedded collection: its record, its shard, and who may write when."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from registry.errors import StoreRefused, StoreUnavailable
+from registry.plan import Plan
+from store import optimise
+from store.base import CollectionInfo
+from store.binding import Binding
+from store.edge_shard import Shard
+from store.edge_words import in_our_words
+from store.layout import layout
+from store.meta import Meta, read_meta, sync_path
+
+#: How often a running optimisation looks whether a writer waits. Seconds.
+_GIVE_WAY = 0.05
+
+
+class EdgeCollection:
+    """An open collection. Readers take `shard.lock` for one call, writers `writing()` around theirs."""
+
+    def __init__(self, directory: Path, meta: Meta, shard: Shard) -> None:
+        self.name = directory.name
+        self.shard = shard
+        self._directory = directory
+        self._meta = meta
+        self._write = threading.Lock()
+        self._waiting = 0
+        self._counting = threading.Lock()
+
+    @classmethod
+    def create(cls, directory: Path, plan: Plan) -> EdgeCollection:
+        """Make a collection for the plan; takes over what a crashed attempt left."""
+        with in_our_words(f"creating collection {directory.name!r}"):
+            binding = Binding.of(plan)
+            directory.mkdir(exist_ok=True)
+            if read_meta(directory) is None and any(directory.glob("shard-*")):
+                raise StoreRefused(
+                    f"{directory} holds points but no record of what they are; restore its collection.json "
+                    "from a backup, or remove the directory and index again"
+                )
+            sync_path(directory.parent)
+            meta = Meta("creating", 1, 0, (), binding)
+            # From here to the last line nothing was acknowledged, and `find` sees no collection.
+            meta.write(directory)
+            _discard(directory, keep=None)
+            shard = Shard.create(_shard_path(directory, 1), layout(binding.vectors.values()))
+            meta = replace(meta, state="standing")
+            meta.write(directory)
+            return cls(directory, meta, shard)
+
+    @classmethod
+    def find(cls, directory: Path) -> EdgeCollection | None:
+        """Open a standing collection, finishing what a crash left half done; None if there is none."""
+        with in_our_words(f"opening collection {directory.name!r} in {directory.parent}"):
+            meta = read_meta(directory)
+            if meta is None or meta.state != "standing":
+                return None
+            _discard(directory, keep=meta.shard)
+            collection = cls(directory, meta, Shard.load(_shard_path(directory, meta.shard)))
+            if meta.adding:
+                collection._add(meta)
+            return collection
+
+    @staticmethod
+    def names(root: Path) -> list[str]:
+        """The names of the collections that stand under a store's directory, sorted."""
+        metas = ((path.name, read_meta(path)) for path in root.iterdir() if path.is_dir())
+        return sorted(name for name, meta in metas if meta is not None and meta.state == "standing")
+
+    @property
+    def binding(self) -> Binding:
+        """The plan and the vectors of this collection."""
+        return self._meta.binding
+
+    @property
+    def info(self) -> CollectionInfo:
+        """Name, plan and size."""
+        with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
+            return CollectionInfo(self.name, self.binding.plan, shard.points)
+
+    def extend(self, plan: Plan) -> None:
+        """Add the plan's vectors that are not there. Raises SpaceMismatch before it changes anything."""
+        with self.writing():
+            where = f"collection {self.name!r}"
+            binding = self.binding.extended(plan, where)
+            if binding is self.binding:
+                return
+            adding = tuple(name for name in binding.vectors if name not in self.binding.vectors)
+            with in_our_words(f"adding {', '.join(adding)} to {where}"):
+                # Recorded first: a crash after this is finished by `find`.
+                meta = replace(self._meta, adding=adding, binding=binding)
+                meta.write(self._directory)
+                self._add(meta)
+
+    def _add(self, meta: Meta) -> None:
+        self.shard.add(meta.adding, layout(meta.binding.vectors.values()))
+        meta = replace(meta, adding=())
+        meta.write(self._directory)
+        self._meta = meta
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the one writer; a running optimisation gives way."""
+        with self._counting:
+            self._waiting += 1
+        try:
+            with self._write:
+                yield
+        finally:
+            with self._counting:
+                self._waiting -= 1
+
+    def optimise(self, least: int) -> bool:
+        """Build the indexes of what was written since the last time, if that is at least `least` points.
+
+        Works on a copy in a child process while this one reads on, and puts the copy in the shard's place
+        when it is done; a writer ends it. Returns whether it came to its end. Needs the collection's size in
+        free disk. A copy, because Edge cannot load a shard whose optimisation was killed after vectors were
+        added to it (0.9).
+        """
+        if self.shard.points - self._meta.optimised < least or not self._write.acquire(blocking=False):
+            return False
+        try:
+            with in_our_words(f"optimising collection {self.name!r}"):
+                return self._optimise_copy()
+        finally:
+            self._write.release()
+
+    def _optimise_copy(self) -> bool:
+        number = self._meta.shard + 1
+        copy = _shard_path(self._directory, number)
+        if not self._build(copy):
+            return False
+        fresh = Shard.load(copy)
+        meta = replace(self._meta, shard=number, optimised=fresh.points)
+        meta.write(self._directory)
+        standing = self.shard
+        with standing.lock:
+            self.shard, self._meta = fresh, meta
+        standing.close()
+        _discard(self._directory, keep=number)
+        return True
+
+    def _build(self, copy: Path) -> bool:
+        done = False
+        try:
+            self.shard.flush()
+            shutil.copytree(self.shard.directory, copy, copy_function=self._copy_unless_wanted)
+            done = self._run(copy)
+            if done:
+                for path in (*copy.rglob("*"), copy, copy.parent):
+                    sync_path(path)
+        except _WriterWaits:
+            pass
+        finally:
+            if not done:
+                shutil.rmtree(copy, ignore_errors=True)
+        return done
+
+    def _run(self, copy: Path) -> bool:
+        command = [sys.executable, "-P", optimise.__file__, str(copy)]
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            while True:
+                try:
+                    _, said = child.communicate(timeout=_GIVE_WAY)
+                    break
+                except subprocess.TimeoutExpired:
+                    if self._waiting:
+                        return False
+        finally:
+            child.kill()
+            child.communicate()
+        if child.returncode:
+            raise StoreUnavailable(
+                f"optimising collection {self.name!r} failed ({child.returncode}): {said.strip()[-500:]}"
+            )
+        return True
+
+    def _copy_unless_wanted(self, source: str, target: str) -> None:
+        if self._waiting:
+            raise _WriterWaits
+        shutil.copyfile(source, target)
+
+    @contextmanager
+    def reading(self) -> Iterator[Shard]:
+        """The shard, held in place."""
+        while True:
+            shard = self.shard
+            with shard.lock:
+                if shard is self.shard:
+                    yield shard
+                    return
+
+    def close(self) -> None:
+        """Wait for the writer, flush, and let go."""
+        with self.writing(), in_our_words(f"closing collection {self.name!r}"):
+            self.shard.close()
+
+
+class _WriterWaits(Exception):
+    """A writer wants the collection."""
+
+
+def _shard_path(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number}"
+
+
+def _discard(directory: Path, keep: int | None) -> None:
+    """Remove the shards that do not count: half made, or replaced."""
+    for path in directory.glob("shard-*"):
+        if keep is None or path != _shard_path(directory, keep):
+            shutil.rmtree(path)

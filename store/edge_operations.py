@@ -1,0 +1,89 @@
+"""Writes and queries as Qdrant Edge's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+import qdrant_edge as edge
+
+from registry.errors import StoreRefused
+from store.base import Point, Vector
+from store.edge_words import not_newer, same_text, to_edge
+from store.fusion import RRF_K, depth
+from store.points import content_hash_of
+from store.vectors import nbytes
+
+#: Vectors written by one operation, in bytes: more holds the interpreter longer at once (20 ms for this), and
+#: as Python floats they are eight times as large.
+SLICE_BYTES = 4 << 20
+
+_Row = TypeVar("_Row")
+
+
+def slices(points: Sequence[Point]) -> Iterator[tuple[list[Point], int]]:
+    """The points in runs of about SLICE_BYTES, each with its size in bytes."""
+    some: list[Point] = []
+    size = 0
+    for point in points:
+        some.append(point)
+        size += sum(nbytes(vector) for vector in point.vectors.values())
+        if size >= SLICE_BYTES:
+            yield some, size
+            some, size = [], 0
+    if some:
+        yield some, size
+
+
+def upsert_operations(points: Sequence[Point], started: int) -> Iterator[edge.UpdateOperation]:
+    """Write whole points where none newer stands."""
+    rows = [_row(p, lambda p: edge.Point(p.id, _to_edge(p.vectors), p.payload)) for p in points]
+    yield edge.UpdateOperation.upsert_points(rows, condition=not_newer(started))
+
+
+def vector_operations(points: Sequence[Point], started: int) -> Iterator[edge.UpdateOperation]:
+    """Write the vectors, then the payload, of standing points that are not newer.
+
+    In this order, so that a payload never claims vectors that a crash kept from being written.
+    """
+    rows = [_row(p, lambda p: edge.PointVectors(p.id, _to_edge(p.vectors))) for p in points if p.vectors]
+    if rows:
+        yield edge.UpdateOperation.update_vectors(rows, condition=not_newer(started))
+    yield from payload_operations(points, started)
+
+
+def payload_operations(points: Sequence[Point], started: int) -> Iterator[edge.UpdateOperation]:
+    """Replace the payload of standing points of the same text that are not newer."""
+    for point in points:
+        allowed = same_text(point.id, content_hash_of(point), started)
+        yield _row(point, partial(_overwrite, allowed))
+
+
+def query_request(queries: dict[str, Vector], limit: int, prefetch: int) -> edge.QueryRequest:
+    """The nearest by one vector, or all candidates of several, fused and not yet cut (see store.fusion)."""
+    nearest = [edge.Query.Nearest(to_edge(vector), using=name) for name, vector in queries.items()]
+    if len(nearest) == 1:
+        return edge.QueryRequest(limit=limit, query=nearest[0])
+    each = depth(limit, prefetch)
+    return edge.QueryRequest(
+        limit=each * len(nearest),
+        prefetches=[edge.Prefetch(limit=each, query=one) for one in nearest],
+        query=edge.Fusion.Rrf(RRF_K),  # type: ignore[arg-type]  # the stub does not make it a Fusion
+    )
+
+
+def _row(point: Point, build: Callable[[Point], _Row]) -> _Row:
+    """Build one row. Raises StoreRefused naming the point if Edge cannot read its payload."""
+    try:
+        return build(point)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StoreRefused(f"point {point.id} cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def _overwrite(where: edge.Filter, point: Point) -> edge.UpdateOperation:
+    return edge.UpdateOperation.overwrite_payload_by_filter(where, point.payload)
+
+
+def _to_edge(vectors: dict[str, Vector]) -> dict[str, edge.NamedVector]:
+    return {name: to_edge(vector) for name, vector in vectors.items()}

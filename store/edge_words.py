@@ -1,0 +1,115 @@
+"""What Qdrant Edge says, in the words of this project: its errors, vectors, filters and configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import qdrant_edge as edge
+
+from registry.errors import StoreRefused, StoreUnavailable, V5Error
+from registry.models import OutputKind
+from store.base import SparseVector, Vector
+from store.layout import VectorLayout
+from store.points import CONTENT_HASH, STARTED
+
+#: Beginnings of Qdrant's messages that say nothing against the request (OperationError in its segment crate).
+_NOT_THE_REQUEST = ("Service runtime error", "Inconsistent storage", "Out of memory", "Operation cancelled")
+#: Qdrant's own defaults for a graph, which Edge wants spelled out.
+_EF_CONSTRUCT = 100
+_FULL_SCAN_KB = 10_000
+_COSINE = edge.Distance.Cosine
+
+
+@contextmanager
+def in_our_words(what: str) -> Iterator[None]:
+    """Turn what Edge raises into StoreRefused or StoreUnavailable; `what` begins the message."""
+    try:
+        yield
+    except V5Error:
+        raise
+    except OSError as error:
+        raise StoreUnavailable(f"{what}: {error}; check the disk, then try again") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StoreRefused(f"{what}: {str(error).splitlines()[0]}") from error
+    except BaseException as error:
+        # Edge raises bare Exceptions, and pyo3's PanicException, which is no Exception.
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        said = str(error)
+        if "WouldBlock" in said:
+            raise StoreUnavailable(
+                f"{what}: another process has its files open; stop it, or set V5_DATA_DIR elsewhere"
+            ) from error
+        if type(error) is not Exception or said.startswith(_NOT_THE_REQUEST):
+            raise StoreUnavailable(f"{what}: {said}") from error
+        raise StoreRefused(f"{what}: {said}") from error
+
+
+def to_edge(vector: Vector) -> Any:
+    """A vector as Edge takes it; it reads lists far faster than arrays."""
+    if isinstance(vector, SparseVector):
+        return edge.SparseVector(vector.indices.tolist(), vector.values.tolist())
+    return vector.tolist()
+
+
+def from_edge(value: Any) -> Vector:
+    """A vector as Edge gives it."""
+    if isinstance(value, edge.SparseVector):
+        return SparseVector(np.array(value.indices, np.int64), np.array(value.values, np.float32))
+    return np.array(value, np.float32)
+
+
+def not_newer(started: int) -> edge.Filter:
+    """Points that a job of this start may write over; one that never said its start is older."""
+    newer = edge.FieldCondition(STARTED, range=edge.RangeFloat(gt=float(started)))
+    return edge.Filter(must_not=[newer])
+
+
+def same_text(point: str, content_hash: str, started: int) -> edge.Filter:
+    """The one point, if its text is that and a job of this start may write over it."""
+    text = edge.FieldCondition(CONTENT_HASH, match=edge.MatchValue(content_hash))
+    return edge.Filter(must=[edge.HasIdCondition({UUID(point)}), text, not_newer(started)])
+
+
+def with_vector(points: set[str], name: str) -> edge.Filter:
+    """Those of the points that have that vector."""
+    return edge.Filter(must=[edge.HasIdCondition(set(points)), edge.HasVectorCondition(name)])
+
+
+def config(vectors: Iterable[VectorLayout]) -> edge.EdgeConfig:
+    """A shard's configuration."""
+    dense, sparse = {}, {}
+    for vector in vectors:
+        if vector.kind == "sparse":
+            sparse[vector.name] = edge.EdgeSparseVectorParams()
+        else:
+            dense[vector.name] = edge.EdgeVectorParams(
+                vector.dimension,
+                _COSINE,
+                multivector_config=_comparator(vector.kind),
+                datatype=_datatype(vector),
+                memory=edge.Memory.Cold if vector.on_disk else edge.Memory.Cached,
+                hnsw_config=None if vector.graph else edge.HnswIndexConfig(0, _EF_CONSTRUCT, _FULL_SCAN_KB),
+            )
+    return edge.EdgeConfig(vectors=dense, sparse_vectors=sparse)
+
+
+def creation(vector: VectorLayout) -> edge.UpdateOperation:
+    """The operation that adds a vector to a shard; it changes nothing if the vector is there."""
+    if vector.kind == "sparse":
+        return edge.UpdateOperation.create_sparse_vector(vector.name)
+    return edge.UpdateOperation.create_dense_vector(
+        vector.name, vector.dimension, _COSINE, _comparator(vector.kind), _datatype(vector)
+    )
+
+
+def _comparator(kind: OutputKind) -> edge.MultiVectorConfig | None:
+    return edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if kind == "multi" else None
+
+
+def _datatype(vector: VectorLayout) -> edge.VectorStorageDatatype:
+    return edge.VectorStorageDatatype.Float16 if vector.half else edge.VectorStorageDatatype.Float32

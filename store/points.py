@@ -1,0 +1,65 @@
+"""Points as every store holds them: the payload's schema, and what of it conditional writes look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from registry.chunks import RESERVED_KEYS, Chunk
+from store.base import Point, Standing, Vector
+
+#: Payload paths. A write is conditional on STARTED, and where it keeps anything, on CONTENT_HASH.
+CONTENT_HASH = "content_hash"
+PAYLOAD_HASH = "v5.payload_hash"
+STARTED = "v5.started"
+#: What `standing` needs of a payload.
+STANDING_KEYS = (CONTENT_HASH, PAYLOAD_HASH)
+
+
+def build_point(
+    chunk: Chunk,
+    vectors: dict[str, Vector],
+    job: str,
+    started: int,
+    tokens: Mapping[str, Sequence[int]] | None = None,
+) -> Point:
+    """A chunk as a point of a job that started at `started` (Unix milliseconds).
+
+    `tokens` says per model how many tokens the text had and how many were kept. The chunk's own keys stand
+    at the top of the payload; those that the store needs for itself move under `metadata`.
+    """
+    about: dict[str, Any] = {"job": job, "started": started, "payload_hash": chunk.payload_hash}
+    if tokens:
+        about["tokens"] = {model: [int(count) for count in counts] for model, counts in tokens.items()}
+    payload = _own(chunk.payload)
+    payload |= {"text": chunk.text, "content_hash": chunk.content_hash, "v5": about}
+    return Point(chunk.id, vectors, payload)
+
+
+def content_hash_of(point: Point) -> str:
+    """The content hash in a point's payload; empty if there is none."""
+    return str(point.payload.get(CONTENT_HASH, ""))
+
+
+def standing_of(payload: Mapping[str, Any], vectors: frozenset[str]) -> Standing:
+    """What stands, from a payload that holds STANDING_KEYS; a point of foreign making has empty hashes."""
+    about = payload.get("v5")
+    payload_hash = about.get("payload_hash", "") if isinstance(about, dict) else ""
+    return Standing(str(payload.get(CONTENT_HASH, "")), str(payload_hash), vectors)
+
+
+def _own(given: Mapping[str, Any]) -> dict[str, Any]:
+    payload = {key: value for key, value in given.items() if key not in RESERVED_KEYS}
+    moved = {key: value for key, value in given.items() if key in RESERVED_KEYS}
+    if not moved:
+        return payload
+    standing = payload.get("metadata", {})
+    metadata = dict(standing) if isinstance(standing, Mapping) else {"metadata": standing}
+    for key, value in moved.items():
+        # A corpus may bring a key at both places: neither value may be lost.
+        free = key
+        while free in metadata:
+            free += "_"
+        metadata[free] = value
+    payload["metadata"] = metadata
+    return payload

@@ -1,0 +1,134 @@
+"""Bytes on the wire: exact there and back, and refused at the first doubt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.chunks import Chunk, chunk_id
+from registry.codecs import (
+    Dense,
+    Multi,
+    Part,
+    Sparse,
+    pack_chunks,
+    pack_json,
+    pack_part,
+    seal,
+    unpack_chunks,
+    unpack_json,
+    unpack_part,
+    unseal,
+)  # fmt: skip
+from registry.errors import CodecError
+
+RNG = np.random.default_rng(5)
+
+
+def part() -> Part:
+    return Part(
+        {
+            "dense": Dense(RNG.standard_normal((3, 8)).astype(np.float32)),
+            "sparse": Sparse(np.array([5, 9, 2]), np.array([0.5, 1, 2], np.float16), np.array([0, 2, 2, 3])),
+            "multi": Multi(RNG.standard_normal((5, 4)).astype(np.float32), np.array([0, 1, 4, 5])),
+        },
+        np.array([3, 400, 7]),
+        np.array([3, 256, 7]),
+        {1: "a reason with ünicode"},
+        {"seconds": 0.5},
+    )
+
+
+@given(st.lists(st.tuples(st.text(), st.dictionaries(st.text(), st.integers() | st.text() | st.none()))))
+def test_chunks_survive_exactly(rows: list) -> None:
+    chunks = [Chunk(chunk_id(str(i)), text, payload) for i, (text, payload) in enumerate(rows)]
+    try:
+        blob = pack_chunks(chunks)
+    except UnicodeEncodeError:
+        return  # a lone surrogate; readers refuse it before this
+    assert unpack_chunks(blob) == chunks
+
+
+def test_a_part_survives_exactly() -> None:
+    before = part()
+    after = unpack_part(pack_part(before))
+    assert after.rejected == before.rejected
+    assert after.notes == before.notes
+    assert after.tokens_seen.tolist() == [3, 400, 7]
+    for kind, vectors in before.vectors.items():
+        again = after.vectors[kind]
+        assert again.values.dtype == vectors.values.dtype
+        assert np.array_equal(again.values, vectors.values)
+    assert after.vectors["sparse"].row(2)[0].tolist() == [2]
+    assert after.vectors["multi"].row(1).shape == (3, 4)
+
+
+def test_a_part_is_hardly_larger_than_its_floats() -> None:
+    n = 256
+    wide = Part({"dense": Dense(np.zeros((n, 1536), np.float32))}, np.zeros(n), np.zeros(n))
+    assert len(pack_part(wide)) < 1.01 * n * 1536 * 4
+
+
+@pytest.mark.parametrize("position", [0, 4, 6, 14, 30, -1])
+def test_one_flipped_bit_anywhere_is_noticed(position: int) -> None:
+    for blob, unpack in ((pack_part(part()), unpack_part), (pack_chunks([Chunk("i", "t")]), unpack_chunks)):
+        damaged = bytearray(blob)
+        damaged[position] ^= 4
+        with pytest.raises(CodecError):
+            unpack(bytes(damaged))
+
+
+@pytest.mark.parametrize("length", [0, 10, 30, -1])
+def test_a_cut_blob_is_noticed(length: int) -> None:
+    with pytest.raises(CodecError):
+        unpack_part(pack_part(part())[:length])
+
+
+def test_a_blob_of_another_kind_is_refused() -> None:
+    with pytest.raises(CodecError, match="expected a vectors blob"):
+        unpack_part(pack_json([1]))
+
+
+def test_a_decompression_bomb_is_not_inflated() -> None:
+    bomb = zstandard.ZstdCompressor().compress(b"\0" * (64 << 20))
+    honest = bytearray(seal("json", b"x", compress=True))
+
+    digest = hashlib.blake2b(bomb, digest_size=16).digest()
+    lying = honest[:6] + struct.pack("<Q", 10) + digest + bomb
+    with pytest.raises(CodecError, match="holds 11 bytes and claims 10"):
+        unpack_json(bytes(lying))
+    frank = honest[:6] + struct.pack("<Q", 64 << 20) + digest + bomb
+    with pytest.raises(CodecError, match="over the limit"):
+        unseal("json", bytes(frank), limit=1 << 20)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: Part({"dense": Dense(np.zeros((2, 8), np.float32))}, p.tokens_seen, p.tokens_kept),
+        lambda p: Part({"dense": Dense(np.zeros((3, 8, 1), np.float32))}, p.tokens_seen, p.tokens_kept),
+        lambda p: Part({"dense": Dense(np.zeros((3, 8)))}, p.tokens_seen, p.tokens_kept),
+        lambda p: Part(
+            {"multi": Multi(np.zeros((5, 4), np.float32), np.array([0, 1, 9, 5]))},
+            p.tokens_seen,
+            p.tokens_kept,
+        ),
+        lambda p: Part(p.vectors, p.tokens_seen, np.zeros(2)),
+    ],
+)
+def test_arrays_that_do_not_agree_are_refused(spoil) -> None:
+    with pytest.raises(CodecError):
+        unpack_part(pack_part(spoil(part())))
+
+
+def test_what_is_no_chunk_is_refused() -> None:
+    for body in (b"{}", b"[[1,2,3]]", b"nope", json.dumps([["id", "text"]]).encode()):
+        with pytest.raises(CodecError):
+            unpack_chunks(seal("chunks", body, compress=True))

@@ -1,0 +1,117 @@
+"""The parts that every store shares: points, binding, layout, fusion, and which store the settings name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from registry.chunks import Chunk, chunk_id
+from registry.errors import SpaceMismatch, UsageError
+from registry.plan import Plan
+from registry.settings import load_settings
+from store.binding import Binding
+from store.edge import EdgeStore
+from store.factory import open_store
+from store.fusion import best, depth
+from store.layout import PAYLOAD_INDEXES, layout
+from store.points import CONTENT_HASH, STARTED, build_point
+
+
+def test_a_point_carries_the_chunk_and_what_the_store_needs():
+    chunk = Chunk(chunk_id("a"), "text", {"path": "a.py", "metadata": {"k": 1}})
+    point = build_point(chunk, {}, "job", 1700000000000, tokens={"bge-m3": [700, 512]})
+    assert point.id == chunk.id
+    assert point.payload == {
+        "path": "a.py",
+        "metadata": {"k": 1},
+        "text": "text",
+        "content_hash": chunk.content_hash,
+        "v5": {
+            "job": "job",
+            "started": 1700000000000,
+            "payload_hash": chunk.payload_hash,
+            "tokens": {"bge-m3": [700, 512]},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "metadata"),
+    [
+        ({"text": 1, "v5": 2}, {"text": 1, "v5": 2}),
+        ({"text": 1, "metadata": {"k": 2}}, {"k": 2, "text": 1}),
+        ({"text": 1, "metadata": {"text": 2}}, {"text": 2, "text_": 1}),
+        ({"content_hash": 1, "metadata": "plain"}, {"metadata": "plain", "content_hash": 1}),
+    ],
+)
+def test_reserved_keys_of_a_corpus_move_under_metadata_and_lose_nothing(given, metadata):
+    before = json.dumps(given)
+    chunk = Chunk(chunk_id("a"), "text", given)
+    payload = build_point(chunk, {}, "job", 1).payload
+    assert payload["metadata"] == metadata
+    assert (payload["text"], payload["content_hash"]) == ("text", chunk.content_hash)
+    assert payload["v5"]["started"] == 1
+    assert json.dumps(given) == before
+
+
+def test_what_conditions_look_at_is_indexed():
+    assert {STARTED, CONTENT_HASH, "path"} == PAYLOAD_INDEXES.keys()
+
+
+def test_only_multi_vectors_have_no_graph_and_lie_halved_on_disk(wide):
+    by_kind = {one.kind: one for one in layout(wide.vectors())}
+    assert (by_kind["dense"].graph, by_kind["dense"].half, by_kind["dense"].on_disk) == (True, False, False)
+    assert (by_kind["multi"].graph, by_kind["multi"].half, by_kind["multi"].on_disk) == (False, True, True)
+    assert by_kind["multi"].dimension == 1024
+
+
+def test_a_binding_survives_its_json():
+    plan = Plan(
+        primary="jina-embeddings-v4",
+        companions=("bge-m3",),
+        outputs={"jina-embeddings-v4": ("dense", "multi")},
+        matryoshka={"jina-embeddings-v4": (128,)},
+        tasks={"jina-embeddings-v4": "code"},
+    )
+    binding = Binding.of(plan)
+    assert Binding.from_json(json.loads(json.dumps(binding.to_json()))) == binding
+
+
+def test_extending_names_the_vectors_of_both_plans_and_repeating_it_nothing_more():
+    jina = {"primary": "jina-embeddings-v4", "tasks": {"jina-embeddings-v4": "code"}}
+    first = Binding.of(Plan(**jina, matryoshka={"jina-embeddings-v4": (128,)}))
+    offered = Plan(
+        primary="bge-m3",
+        companions=("jina-embeddings-v4",),
+        outputs={"bge-m3": ("sparse",), "jina-embeddings-v4": ("multi",)},
+        tasks={"jina-embeddings-v4": "code"},
+    )
+    both = first.extended(offered, "here")
+    assert both.plan.primary == "jina-embeddings-v4"
+    expected = {v.name: v.fingerprint for v in (*first.plan.vectors(), *offered.vectors())}
+    assert {v.name: v.fingerprint for v in both.plan.vectors()} == expected
+    assert {name: v.fingerprint for name, v in both.vectors.items()} == expected
+    assert both.extended(offered, "here") is both
+
+
+def test_one_model_under_two_tasks_is_refused_even_under_other_names():
+    model = "jina-embeddings-v4"
+    binding = Binding.of(Plan(primary=model, tasks={model: "code"}))
+    offered = Plan(primary=model, outputs={model: ("multi",)}, tasks={model: "retrieval"})
+    with pytest.raises(SpaceMismatch, match=r"'code'.*'retrieval'"):
+        binding.extended(offered, "here")
+
+
+def test_fusion_looks_deep_enough_and_orders_ties_by_id():
+    assert (depth(10, 0), depth(100, 0), depth(10, 20), depth(30, 20)) == (100, 400, 20, 30)
+    assert best([("b", 0.5), ("a", 0.5), ("c", 0.9)], 2) == [("c", 0.9), ("a", 0.5)]
+
+
+def test_the_settings_name_the_store(tmp_path):
+    opened = open_store(load_settings(data_dir=tmp_path, qdrant_url=""))
+    assert isinstance(opened, EdgeStore)
+    opened.close()
+    assert (tmp_path / "store").is_dir()
+    with pytest.raises(UsageError, match=r"V5_QDRANT_URL is http://q:6333.*unset"):
+        open_store(load_settings(data_dir=tmp_path, qdrant_url="http://q:6333"))

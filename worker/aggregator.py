@@ -1,0 +1,186 @@
+"""The aggregator: merges the parts of ready batches, writes them to the store, and answers for the store.
+
+It is the only process that opens the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ledger.alive import Process
+from ledger.blobs import text_key
+from ledger.jobs import DeadLetter
+from ledger.reconciler import Reconciler
+from ledger.steps import Taken, read_chunks
+from registry.chunks import Chunk
+from registry.codecs import Part, unpack_part
+from registry.errors import CodecError, InfrastructureError, StoreRefused
+from registry.names import QUEUE_AGGREGATE, QUEUE_STORE, TASK_AGGREGATE, TASK_STORE, embed_queue
+from registry.settings import Settings
+from store.base import Point, Store
+from store.factory import open_store
+from store.points import build_point
+from worker.answers import Answers
+from worker.merge import Merged, merge
+from worker.process import FleetProcess
+from worker.store_requests import OPERATIONS
+
+log = logging.getLogger(__name__)
+
+#: Characters of a dead letter's text that are kept.
+DEAD_TEXT = 2000
+
+
+class Aggregator(FleetProcess):
+    """Threads write different batches at once; requests to the store are taken before them."""
+
+    threads = 3
+
+    def __init__(self, settings: Settings, name: str = "aggregator") -> None:
+        super().__init__(settings, Process(kind="aggregator", name=name), [QUEUE_STORE, QUEUE_AGGREGATE])
+        self.store: Store | None = None
+        self._answers = Answers(self.ledger)
+        self._reconciler = Reconciler(self.ledger, self.doorbell.ring, self.doorbell.waiting)
+        self._opened: set[tuple[str, str]] = set()
+
+    def register(self) -> None:
+        """Aggregate steps and the requests to the store."""
+        self.task(TASK_AGGREGATE, self._aggregate)
+        for operation, work in OPERATIONS.items():
+            self.task(f"{TASK_STORE}.{operation}", self._store_task(work))
+
+    def _store_task(self, work: Callable[[Store, dict[str, Any]], bytes]) -> Callable[..., str]:
+        def answer(**arguments: Any) -> str:
+            return self._answers.give(arguments, lambda asked: work(self._open_store(), asked))
+
+        return answer
+
+    def prepare(self) -> None:
+        """Open the store; if Redis is full, empty it before anything is consumed; start the reconciler."""
+        self.store = open_store(self.settings)
+        self.wait_for_room(self.relieve)
+        threading.Thread(target=self._reconcile, name="reconcile", daemon=True).start()
+
+    def release(self) -> None:
+        """Flush and close the store."""
+        if self.store is not None:
+            self.store.close()
+
+    def relieve(self) -> bool:
+        """Free memory in a full Redis, without a message: write what is ready; where nothing is, drop the
+        youngest batch nobody works on (its chunks are staged again). Says whether it freed anything."""
+        try:
+            outcomes = [
+                self.edge.step(batch, QUEUE_AGGREGATE, self._work)
+                for batch in self._reconciler.ready_batches()
+            ]
+            if "written" in outcomes:
+                return True
+            victim = self._reconciler.newest_idle_batch()
+            if victim is None:
+                return False
+            log.warning("Redis is full and no batch is ready: batch %s is dropped and staged again", victim)
+            return self.ledger.jobs.drop(victim)
+        except InfrastructureError as error:
+            log.warning("could not relieve Redis: %s", error)
+            return False
+
+    def _reconcile(self) -> None:
+        while not self.stopping.wait(self.settings.reconcile_seconds):
+            try:
+                rung = self._reconciler.round()
+                if rung:
+                    log.info("rang %d overdue steps", rung)
+            except InfrastructureError as error:
+                log.warning("reconciling waits: %s", error)
+            except Exception:
+                log.exception("reconciling failed; it goes on")
+
+    def _open_store(self) -> Store:
+        if self.store is None:
+            raise RuntimeError("the store is not open")
+        return self.store
+
+    def _aggregate(self, **arguments: Any) -> str:
+        return self.edge.run(arguments, self._work)
+
+    def _work(self, taken: Taken) -> str:
+        """One batch: parts in, points out, closed."""
+        fetched = self._fetch(taken)
+        if fetched is None:
+            return "incomplete"
+        chunks, parts = fetched
+        store = self._open_store()
+        if (taken.collection, taken.plan.fingerprint) not in self._opened:
+            store.open(taken.collection, taken.plan)
+            self._opened.add((taken.collection, taken.plan.fingerprint))
+        merged = merge(taken.plan, taken.names, chunks, parts)
+        points = [
+            build_point(
+                chunk, merged.vectors[chunk.id], taken.job, taken.started, merged.tokens.get(chunk.id) or None
+            )
+            for chunk in merged.chunks
+        ]
+        write = {
+            "upsert": store.upsert,
+            "update": store.update_vectors,
+            "payload": store.update_payload,
+        }[taken.kind]
+        refused = self._write(
+            lambda some: write(taken.collection, some, taken.started), points, {c.id: c for c in chunks}
+        )
+        dead = [_letter(chunk, why, "embed") for chunk, why in merged.rejected] + refused
+        seen, kept, truncated = _token_totals(merged)
+        self.ledger.steps.close(taken, len(points) - len(refused), seen, kept, truncated, dead)
+        return "written"
+
+    def _fetch(self, taken: Taken) -> tuple[list[Chunk], dict[str, Part]] | None:
+        """Text and parts in one round trip; a lost or damaged part is due again, and there is nothing yet.
+
+        Raises BlobLost if the text is gone.
+        """
+        keys = [text_key(taken.batch), *(taken.part_key(model) for model in taken.models)]
+        text, *blobs = self.ledger.blobs.get(taken.batch, keys)
+        chunks = read_chunks(taken.batch, text)
+        parts: dict[str, Part] = {}
+        for model, blob in zip(taken.models, blobs, strict=True):
+            try:
+                if blob is None:
+                    raise CodecError("it is gone")
+                part = unpack_part(blob)
+                if len(part) != len(chunks):
+                    raise CodecError(f"it is for {len(part)} texts, the batch has {len(chunks)}")
+                parts[model] = part
+            except CodecError as error:
+                log.warning("the part of %s in batch %s is computed again: %s", model, taken.batch, error)
+                self.ledger.steps.unrecord(taken, model)
+                self.doorbell.ring(taken.batch, embed_queue(model))
+        return (chunks, parts) if len(parts) == len(taken.models) else None
+
+    def _write(
+        self, write: Callable[[list[Point]], None], points: list[Point], chunks: dict[str, Chunk]
+    ) -> list[DeadLetter]:
+        """Write points; what the store refuses for good is narrowed down to the points concerned."""
+        if not points:
+            return []
+        try:
+            write(points)
+            return []
+        except StoreRefused as error:
+            if len(points) == 1:
+                return [_letter(chunks[points[0].id], str(error), "store")]
+            half = len(points) // 2
+            return self._write(write, points[:half], chunks) + self._write(write, points[half:], chunks)
+
+
+def _letter(chunk: Chunk, reason: str, stage: str) -> DeadLetter:
+    return DeadLetter(chunk.id, reason, stage, chunk.where, chunk.text[:DEAD_TEXT])
+
+
+def _token_totals(merged: Merged) -> tuple[int, int, int]:
+    """Tokens seen and kept over all models, and vectors made of a cut text."""
+    pairs = [pair for models in merged.tokens.values() for pair in models.values()]
+    return sum(s for s, _ in pairs), sum(k for _, k in pairs), sum(s > k for s, k in pairs)

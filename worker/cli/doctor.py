@@ -1,0 +1,155 @@
+"""`v5 doctor`: what is configured, reachable, wrong, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import click
+
+from ledger.ledger import Ledger
+from ledger.server import hide_password, maxmemory
+from registry.console import as_json, data_dir, print_json
+from registry.errors import V5Error
+from registry.models import EMBEDDERS, model
+from registry.settings import Settings, load_settings
+from worker import fleet, private_redis
+
+#: Less free space than this in the data directory is a warning. Bytes.
+LITTLE_SPACE = 2 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    verdict: Literal["ok", "warning", "wrong"]
+    said: str
+
+
+@click.command()
+@as_json
+@data_dir
+def doctor(as_json: bool) -> None:
+    """Check settings, Redis, the store, devices, runtimes, weights and disk; say what to mend.
+
+    Exit code 1 if something is wrong.
+
+    \b
+    Examples:
+      v5 doctor
+      v5 doctor --json
+    """
+    settings = load_settings()
+    findings = [finding for look in LOOKS for finding in look(settings)]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        colours = {"ok": "green", "warning": "yellow", "wrong": "red"}
+        for finding in findings:
+            click.secho(f"{finding.verdict:8}", fg=colours[finding.verdict], nl=False)
+            click.echo(f"{finding.what}: {finding.said}")
+    sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)
+
+
+def _data(settings: Settings) -> list[Finding]:
+    folder = settings.data_dir.absolute()
+    standing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not os.access(standing, os.W_OK):
+        return [Finding("data directory", "wrong", f"{standing} cannot be written; set V5_DATA_DIR")]
+    free = shutil.disk_usage(standing).free
+    verdict: Literal["ok", "warning"] = "warning" if free < LITTLE_SPACE else "ok"
+    return [Finding("data directory", verdict, f"{folder}, {free >> 20} MiB free")]
+
+
+def _redis(settings: Settings) -> list[Finding]:
+    ledger = Ledger(settings)
+    try:
+        ledger.check()
+        limit = maxmemory(ledger.redis)
+        budget = ledger.blobs.budget(settings.inflight_bytes)
+        where = hide_password(settings.ledger_url)
+        said = f"{where}, maxmemory {limit >> 20} MiB, {budget >> 20} MiB may be in flight"
+        found = [
+            Finding("Redis", "ok", said if limit else f"{where}, no maxmemory, {budget >> 20} MiB budget")
+        ]
+        living = ledger.alive.list()
+        names = ", ".join(f"{p.name} ({p.condition})" for p in living)
+        found.append(
+            Finding("fleet", "ok", names)
+            if living
+            else Finding("fleet", "warning", "nobody is alive; `v5 up`")
+        )
+        return found
+    except V5Error as error:
+        if not settings.embedded_redis:
+            return [Finding("Redis", "wrong", str(error))]
+        try:
+            said = f"not running; `v5 up` will start {private_redis.find_server()}"
+        except V5Error as absent:
+            return [Finding("Redis", "wrong", str(absent))]
+        return [Finding("Redis", "warning" if fleet.is_running(settings) else "ok", said)]
+    finally:
+        ledger.close()
+
+
+def _store(settings: Settings) -> list[Finding]:
+    if settings.qdrant_url:
+        return [Finding("store", "wrong", "V5_QDRANT_URL is set, but this version stores embedded only")]
+    version = _version("qdrant-edge-py")
+    if not version:
+        return [Finding("store", "wrong", "qdrant-edge-py is not installed: `pip install qdrant-edge-py`")]
+    return [Finding("store", "ok", f"embedded, qdrant-edge-py {version}, {settings.data_dir / 'store'}")]
+
+
+def _runtimes(_settings: Settings) -> list[Finding]:
+    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
+    found = []
+    if cpu and gpu:
+        found.append(
+            Finding(
+                "onnxruntime", "wrong", "onnxruntime and onnxruntime-gpu overwrite each other; remove one"
+            )
+        )
+    elif not (cpu or gpu):
+        found.append(Finding("onnxruntime", "warning", "not installed: this machine can submit, not embed"))
+    else:
+        found.append(Finding("onnxruntime", "ok", cpu or f"{gpu} (GPU)"))
+    torch = _version("torch")
+    said = torch or "not installed: no sentence-transformers models here"
+    found.append(Finding("torch", "ok" if torch else "warning", said))
+    devices = fleet.cuda_devices()
+    found.append(Finding("devices", "ok", ", ".join(devices) or "CPU only (no CUDA device found)"))
+    return found
+
+
+def _weights(settings: Settings) -> list[Finding]:
+    from worker.weights import is_here
+
+    found = []
+    for name in EMBEDDERS:
+        here = is_here(model(name), settings)
+        found.append(
+            Finding(f"weights of {name}", "ok", here)
+            if here
+            else Finding(
+                f"weights of {name}", "warning", "not on this machine; needed only where it is served"
+            )
+        )
+    return found
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+LOOKS: tuple[Callable[[Settings], list[Finding]], ...] = (_data, _redis, _store, _runtimes, _weights)

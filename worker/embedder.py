@@ -1,0 +1,158 @@
+"""A resident worker: one model on one device, serving its `embed` and `query` queues."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+from ledger.alive import Process
+from ledger.steps import PartRecord, Taken, space_mark
+from registry.codecs import pack_part
+from registry.errors import SpaceMismatch, UsageError
+from registry.models import OutputKind, embedder
+from registry.names import QUEUE_AGGREGATE, TASK_EMBED, TASK_EMBED_QUERY, embed_queue, query_queue
+from registry.settings import Settings
+from worker.answers import Answers
+from worker.edge import Abandoned
+from worker.encoders.base import Encoder, Side
+from worker.encoders.encode import encode
+from worker.encoders.factory import load_encoder, warm_up
+from worker.process import FleetProcess
+
+log = logging.getLogger(__name__)
+
+#: Texts of one query request; more are a usage error.
+MOST_QUERIES = 64
+
+
+class EmbedWorker(FleetProcess):
+    """Two threads run the steps of neighbouring batches against each other; a lock keeps one forward pass on
+    the device. Queries are taken before bulk work."""
+
+    threads = 2
+
+    def __init__(self, settings: Settings, model: str, task: str = "", name: str = "") -> None:
+        spec = embedder(model)
+        self.model = spec.name
+        self.model_task = task
+        self.encoder: Encoder | None = None
+        self._device = threading.Lock()
+        process = Process(kind="worker", name=name or f"worker-{model}", model=model, device=settings.device)
+        super().__init__(settings, process, [query_queue(model), embed_queue(model)])
+        self._answers = Answers(self.ledger)
+
+    def register(self) -> None:
+        """Bulk steps and queries."""
+        self.task(TASK_EMBED, self._embed)
+        self.task(TASK_EMBED_QUERY, self._query)
+
+    def prepare(self) -> None:
+        """Load the model, warm it, prove it with a real forward pass."""
+        began = time.monotonic()
+        self.wait_for_room()
+        kinds = [output.kind for output in embedder(self.model).outputs]
+        encoder = load_encoder(self.model, self.model_task, self.settings, kinds)
+        warm_up(encoder, kinds)
+        self.encoder = encoder
+        self.process = replace(
+            self.process,
+            device=encoder.numerics.device,
+            spaces={kind: encoder.space(kind).fingerprint for kind in kinds},
+            numerics=asdict(encoder.numerics),
+        )
+        log.info("%s loaded on %s in %.1f s", self.model, encoder.numerics.device, time.monotonic() - began)
+
+    def release(self) -> None:
+        """Free the device."""
+        if self.encoder is not None:
+            self.encoder.close()
+
+    def _embed(self, **arguments: Any) -> str:
+        return self.edge.run(arguments, self._work)
+
+    def _work(self, taken: Taken) -> str:
+        """One part: chunks in, vectors out, recorded."""
+        encoder = self._serving()
+        kinds = taken.plan.kinds(self.model)
+        mark = "+".join(sorted(encoder.space(kind).fingerprint for kind in kinds))
+        wanted = space_mark(taken.plan, self.model)
+        if mark != wanted:
+            raise SpaceMismatch(
+                f"batch {taken.batch} wants {self.model} in space {wanted}; this worker serves {mark}. Start "
+                "a worker with the plan's task (`v5 worker --task`) or submit with this fleet's plan"
+            )
+        chunks = self.ledger.steps.chunks(taken)
+        began = time.monotonic()
+        part = encode(
+            encoder,
+            [chunk.text for chunk in chunks],
+            "document",
+            kinds,
+            device_lock=self._device,
+            on_progress=_Renewal(self, taken),
+            should_stop=self.stopping.is_set,
+        )
+        blob = pack_part(part)
+        self.ledger.steps.put_part(taken, blob)
+        record = PartRecord(
+            token=taken.token,
+            bytes=len(blob),
+            seconds=round(time.monotonic() - began, 4),
+            worker=self.process.id,
+        )
+        if self.ledger.steps.record(taken, mark, record):
+            self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
+        return "embedded"
+
+    def _query(self, **arguments: Any) -> str:
+        return self._answers.give(arguments, self._embed_texts)
+
+    def _embed_texts(self, asked: dict[str, Any]) -> bytes:
+        """Texts of a request to a vectors blob; shares the device with bulk work between micro-batches."""
+        texts, side = asked.get("texts"), asked.get("side", "query")
+        kinds = cast("Sequence[OutputKind]", asked.get("kinds", ["dense"]))
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise UsageError("a query needs a list of texts")
+        if len(texts) > MOST_QUERIES:
+            raise UsageError(f"{len(texts)} texts in one query; at most {MOST_QUERIES} are answered at once")
+        if side not in ("query", "document"):
+            raise UsageError(f"a text is a query or a document, not {side!r}")
+        encoder = self._serving()
+        for kind, fingerprint in dict(asked.get("spaces", {})).items():
+            serving = encoder.space(kind).fingerprint
+            if serving != fingerprint:
+                raise SpaceMismatch(
+                    f"the collection holds {self.model} {kind} vectors of space {fingerprint}; this worker "
+                    f"serves {serving}: they cannot be compared"
+                )
+        part = encode(encoder, texts, cast("Side", side), kinds, device_lock=self._device)
+        if part.rejected:
+            raise UsageError(f"the text cannot be embedded: {next(iter(part.rejected.values()))}")
+        return pack_part(part)
+
+    def _serving(self) -> Encoder:
+        if self.encoder is None:
+            raise RuntimeError("the model is not loaded")
+        return self.encoder
+
+
+class _Renewal:
+    """Renews a lease at micro-batches, well before it runs out; raises Abandoned when it is lost."""
+
+    def __init__(self, worker: EmbedWorker, taken: Taken) -> None:
+        self._worker = worker
+        self._taken = taken
+        self._every = worker.settings.lease_seconds / 4
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        if not self._worker.ledger.steps.renew(self._taken):
+            raise Abandoned

@@ -1,0 +1,191 @@
+"""The ONNX encoder: onnxruntime, the tokenizers library, numpy; no torch in the process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+from registry.codecs import Dense, Vectors
+from registry.errors import FleetError, InfrastructureError, WeightsError
+from registry.models import ModelSpec, OutputKind
+from registry.settings import Settings
+from registry.spaces import VectorSpace, space_of
+from worker.encoders.base import MicroBatch, Numerics, Prepared, Side
+from worker.encoders.device import Device, choose_device, thread_count
+from worker.encoders.pooling import masked_mean, unit
+from worker.encoders.tokens import Padded, TextTokenizer
+from worker.onnx_export import exported
+from worker.weights import Weights
+
+#: Padded tokens of a micro-batch on a CPU. For real functions on two cores the CPU time is the same from 256
+#: to 1024; 2048 takes 8 % more, 4096 20 to 30 %, 16384 60 %: the states leave the cache, and padding grows.
+CPU_BUDGET = 768
+#: Padded tokens of a micro-batch on a GPU, which wants many; 64 texts of full length take about 0.3 GB.
+CUDA_BUDGET = 16384
+
+#: CUDA devices a machine may have; which of them there are is onnxruntime's to say.
+MAX_CUDA_DEVICES = 64
+
+_CUDA = "CUDAExecutionProvider"
+_MEND_CUDA = "is the device there, does the driver fit? Reinstall the [gpu] extra, or set V5_DEVICE=cpu"
+
+
+class OnnxEncoder:
+    """A BERT-like graph with mean pooling, as the registry's onnxruntime entries have."""
+
+    def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
+        refuse_two_runtimes()
+        self.model = spec.name
+        self._spec = spec
+        self._task = task
+        graph = weights.onnx or exported(spec, weights, settings.cache_dir)
+        self._session, device = _start(graph, settings)
+        self._inputs = {i.name for i in self._session.get_inputs()}
+        _check_graph(spec, self._session)
+        self._prompt = spec.prompts[space_of(spec, "dense", task).task]
+        self._budget = CPU_BUDGET if device.kind == "cpu" else CUDA_BUDGET
+        self._tokenizer = _tokenizer(spec, weights.path / "tokenizer.json")
+        self.numerics = Numerics(
+            backend="onnxruntime",
+            device=device.name,
+            dtype="float32",
+            fallback=device.fallback,
+            versions={"onnxruntime": onnxruntime.__version__},
+        )
+
+    def space(self, kind: OutputKind) -> VectorSpace:
+        """The space of its dense output."""
+        return space_of(self._spec, kind, self._task)
+
+    def prepare(self, texts: Sequence[str], side: Side) -> Prepared:
+        """Prefix, tokenise, cut, pack."""
+        prefix = self._prompt.query if side == "query" else self._prompt.document
+        return self._tokenizer.prepare([prefix + t for t in texts] if prefix else texts, self._budget)
+
+    def forward(self, batch: MicroBatch) -> Any:
+        """Last hidden states `[b, t, h]` float32."""
+        tokens: Padded = batch.tokens
+        feed = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
+        if "token_type_ids" in self._inputs:
+            feed["token_type_ids"] = np.zeros_like(tokens.ids)
+        feed = {name: array for name, array in feed.items() if name in self._inputs}
+        try:
+            return self._session.run(None, feed)[0]
+        except Exception as error:
+            raise _translated(error) from error
+
+    def finish(
+        self,
+        batch: MicroBatch,
+        raw: Any,
+        kinds: Sequence[OutputKind],  # noqa: ARG002
+    ) -> dict[OutputKind, Vectors]:
+        """Mean over the mask, then L2."""
+        tokens: Padded = batch.tokens
+        return {"dense": Dense(unit(masked_mean(raw, tokens.mask)))}
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        del self._session
+
+
+def refuse_two_runtimes() -> None:
+    """Raise FleetError if onnxruntime and onnxruntime-gpu are both installed.
+
+    Both write the same module, so which one runs is decided by the order of installation.
+    """
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(found) > 1:
+        raise FleetError(
+            f"{' and '.join(found)} are both installed and overwrite each other; uninstall both "
+            "(pip uninstall onnxruntime onnxruntime-gpu), then install the extra [cpu] or [gpu]"
+        )
+
+
+def _start(graph: Path, settings: Settings) -> tuple[Any, Device]:
+    """A session on the device that settings ask for; unasked, on the CPU where CUDA does not start."""
+    built_with_cuda = _CUDA in onnxruntime.get_available_providers()
+    if not built_with_cuda or settings.device == "cpu":
+        device = choose_device(settings, 0, "this onnxruntime is built without CUDA")
+        return _open(graph, device, settings), device
+    # The CUDA libraries come from torch's wheels; without this call they are not found.
+    onnxruntime.preload_dlls()
+    # How many devices there are shows only when a session is opened on one.
+    device = choose_device(settings, MAX_CUDA_DEVICES, "")
+    try:
+        return _open(graph, device, settings), device
+    except FleetError as error:
+        if settings.device:
+            raise
+        device = choose_device(settings, 0, str(error))
+        return _open(graph, device, settings), device
+
+
+def _open(graph: Path, device: Device, settings: Settings) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = thread_count(settings)
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the cores from the tokenizer and from the other workers; alone on
+    # two cores they would gain 2 %, beside other work they lose half.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A pattern is kept for each shape of input, and ours are nearly all different.
+    options.enable_mem_pattern = False
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.kind == "cuda":
+        cuda = {
+            "device_id": str(device.index),
+            # TF32 rounds to 10 bits, which would move vectors away from those a CPU makes.
+            "use_tf32": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        providers.insert(0, (_CUDA, cuda))
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
+    except Exception as error:  # onnxruntime's errors share no root
+        if device.kind == "cuda":
+            raise FleetError(f"onnxruntime did not start on {device.name} ({error}); {_MEND_CUDA}") from error
+        raise WeightsError(f"onnxruntime cannot load {graph}: {error}") from error
+    if device.kind == "cuda" and _CUDA not in session.get_providers():
+        # The library falls back by itself; that would be a GPU worker on a CPU, unseen.
+        raise FleetError(f"onnxruntime did not start on {device.name}; {_MEND_CUDA}")
+    return session
+
+
+def _check_graph(spec: ModelSpec, session: Any) -> None:
+    """Raise WeightsError if the graph's inputs or width are not the model's."""
+    unknown = {i.name for i in session.get_inputs()} - {"input_ids", "attention_mask", "token_type_ids"}
+    width = session.get_outputs()[0].shape[-1]
+    if unknown:
+        raise WeightsError(f"{spec.name}: its graph wants {', '.join(sorted(unknown))}, which nobody gives")
+    if isinstance(width, int) and width != spec.dimension:
+        raise WeightsError(f"{spec.name}: its graph yields {width} values a token, not {spec.dimension}")
+
+
+def _tokenizer(spec: ModelSpec, file: Path) -> TextTokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise WeightsError(f"{spec.name}: {file} cannot be read: {error}") from None
+    pad = (tokenizer.padding or {}).get("pad_id", 0)
+    return TextTokenizer(tokenizer, spec.max_tokens, pad_id=pad, padding_side=spec.padding_side)
+
+
+def _translated(error: Exception) -> Exception:
+    """What an error of onnxruntime means; it has no types for this, only words."""
+    said = str(error)
+    if any(words in said for words in ("Failed to allocate", "out of memory", "bad_alloc")):
+        return MemoryError(said)
+    if any(words in said for words in ("CUDA failure", "CUDNN failure", "CUBLAS failure", "CUDA error")):
+        return InfrastructureError(f"the device failed: {said}")
+    return error

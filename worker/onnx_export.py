@@ -1,0 +1,281 @@
+"""MiniLM's safetensors to a fused float32 ONNX graph, once, in a process of its own, proved and cached.
+
+`python -m worker.onnx_export SNAPSHOT FILE` is that process: it may be heavy (torch, 1 GB), as it ends. The
+worker that runs the graph never loads torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from registry.errors import WeightsError
+from registry.models import ModelSpec, model
+from worker.weights import Weights, sha256_of
+
+logger = logging.getLogger(__name__)
+
+#: Raised when the way a graph is made changes, so that older ones are left aside.
+RECIPE = 1
+#: ONNX operator set of the graph; 17 is the last that the fusions of the optimizer fully know.
+OPSET = 17
+#: Largest difference between torch's and the graph's normalised embeddings, over all values.
+MAX_DIFFERENCE = 1e-4
+#: An export takes 15 to 40 s on two cores. Seconds.
+EXPORT_SECONDS = 600
+#: Texts on which an export must agree with torch, of different lengths, so that padding is exercised.
+PROOF_TEXTS = (
+    "def add(a, b):\n    return a + b",
+    "",
+    "Größe 漢字 🙂 \x00 end",
+    "for row in rows: total += row.price * row.count\n" * 40,
+)
+_MADE_BY = ("torch", "transformers", "onnx", "onnxruntime")
+_GRAPH = "model.onnx"
+_RECORD = "export.json"
+
+
+def exported(spec: ModelSpec, weights: Weights, cache_dir: Path) -> Path:
+    """The graph exported from `weights`: from the cache if it is whole, else made now.
+
+    Raises WeightsError if it cannot be made, with what to do.
+    """
+    home = cache_dir / "onnx"
+    name = f"{weights.sha256[:16]}-r{RECIPE}"
+    if importlib.util.find_spec("torch") is None:
+        return _without_torch(spec, home, name)
+    target = home / f"{name}-{_versions_tag()}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _locked(home / f"{target.name}.lock"):
+            if not _whole(target):
+                _make(spec, weights, target)
+    except OSError as error:
+        raise WeightsError(
+            f"{spec.name}: the ONNX graph cannot be kept in {home} ({error}); set V5_CACHE_DIR to a "
+            "directory that can be written and has 300 MB"
+        ) from None
+    return target / _GRAPH
+
+
+def _without_torch(spec: ModelSpec, home: Path, name: str) -> Path:
+    """A graph that another installation exported into this cache, of whatever versions."""
+    for target in sorted(home.glob(f"{name}-*/")):
+        if _whole(target):
+            return target / _GRAPH
+    raise WeightsError(
+        f"{spec.name}: there is no ONNX graph in {home}, and torch, which would export it, is not installed; "
+        f"install the extra [cpu] or [gpu], or give upstream's own graph: hf download "
+        f"{spec.hub_id} --revision {spec.revision}"
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _MADE_BY:
+        for name in (package, f"{package}-gpu"):
+            try:
+                found[package] = importlib.metadata.version(name)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def _versions_tag() -> str:
+    return hashlib.sha256(json.dumps(_versions(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One exporter at a time; the lock goes with its holder, however that ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _whole(target: Path) -> bool:
+    """Whether the cached graph is there and is, byte for byte, what was proved."""
+    try:
+        record = json.loads((target / _RECORD).read_text())
+        whole = bool(record["sha256"] == sha256_of(target / _GRAPH))
+    except (OSError, ValueError, KeyError, TypeError, WeightsError):
+        whole = False
+    if not whole and target.exists():
+        logger.warning("the cached ONNX graph in %s is damaged", target)
+    return whole
+
+
+def _make(spec: ModelSpec, weights: Weights, target: Path) -> None:
+    """Export beside the target, then rename: a reader sees a whole directory or none."""
+    logger.info("exporting %s to ONNX, once; about half a minute", spec.name)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="export-") as scratch:
+        made = Path(scratch) / target.name
+        made.mkdir()
+        said = _run_exporter(spec, weights.path, made / _GRAPH)
+        record = {**said, "weights": weights.sha256, "recipe": RECIPE, "versions": _versions()}
+        record["sha256"] = sha256_of(made / _GRAPH)
+        (made / _RECORD).write_text(json.dumps(record, indent=1))
+        if target.exists():
+            shutil.rmtree(target)
+        made.rename(target)
+
+
+def _run_exporter(spec: ModelSpec, snapshot: Path, graph: Path) -> dict[str, Any]:
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.onnx_export", spec.name, str(snapshot.resolve()), str(graph)],
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=graph.parent,
+            capture_output=True,
+            text=True,
+            timeout=EXPORT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise WeightsError(f"{spec.name}: exporting {snapshot} took over {EXPORT_SECONDS} s") from None
+    if done.returncode != 0:
+        raise WeightsError(
+            f"{spec.name}: exporting {snapshot} to ONNX failed (exit {done.returncode}): "
+            f"{done.stderr.strip()[-2000:]}"
+        )
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def _export(spec: ModelSpec, snapshot: Path, graph: Path) -> float:
+    """Trace, fuse, prove; returns the largest difference from torch. Runs in the exporting process."""
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    bert = AutoModel.from_pretrained(snapshot, attn_implementation="eager", dtype=torch.float32).eval()
+    raw = graph.with_suffix(".raw.onnx")
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    ids = torch.tensor([[101, 2054, 2003, 102], [101, 2054, 102, 0]])
+    # A mask with a hole: over a full one the tracer would record a shortcut and drop the mask.
+    example = (ids, (ids != 0).long(), torch.zeros_like(ids))
+    axes = {0: "batch", 1: "tokens"}
+    with warnings.catch_warnings():
+        _expect_tracer_warnings()
+        with torch.inference_mode():
+            torch.onnx.export(
+                _last_states(bert),
+                example,
+                str(raw),
+                input_names=names,
+                output_names=["last_hidden_state"],
+                dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], axes),
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    _fuse(spec, raw, graph)
+    raw.unlink()
+    return _prove(spec, bert, snapshot, graph)
+
+
+def _last_states(bert: Any) -> Any:
+    """`bert` with positional inputs and one output, as a traced graph needs it."""
+    import torch
+
+    class LastStates(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = bert
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            return self.bert(
+                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+            ).last_hidden_state
+
+    # The exporter restores the module's own mode: left in training, it would wake the dropout of `bert`.
+    return LastStates().eval()
+
+
+def _expect_tracer_warnings() -> None:
+    """Silence what the tracing exporter says each time; `_prove` shows that none of it matters here."""
+    from torch.jit._trace import TracerWarning
+
+    # The tracer is deprecated in favour of an exporter whose graphs the fusions do not know.
+    warnings.filterwarnings("ignore", "You are using the legacy TorchScript", DeprecationWarning)
+    warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
+    # transformers asks whether the mask is full; the example's is not, as in general.
+    warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", TracerWarning)
+    # Negative indices would be wrong; positions are not negative.
+    warnings.filterwarnings("ignore", "Exporting aten::index operator", UserWarning)
+
+
+def _fuse(spec: ModelSpec, raw: Path, graph: Path) -> None:
+    """Merge attention, layer norms and GELU into onnxruntime's own operators."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    fused = optimize_model(
+        str(raw),
+        model_type="bert",
+        num_heads=spec.architecture.heads,
+        hidden_size=spec.architecture.hidden,
+        opt_level=0,
+    )
+    found = fused.get_fused_operator_statistics()
+    wanted = {"EmbedLayerNormalization": 1, "Attention": spec.architecture.layers}
+    lacking = {name: found.get(name, 0) for name, count in wanted.items() if found.get(name, 0) != count}
+    if lacking:
+        raise WeightsError(f"the graph of {spec.name} was not fused as it should be: {lacking} of {wanted}")
+    fused.save_model_to_file(str(graph))
+
+
+def _prove(spec: ModelSpec, bert: Any, snapshot: Path, graph: Path) -> float:
+    """Compare the graph with torch on texts of different lengths, padded into one batch."""
+    import onnxruntime
+    import torch
+    from tokenizers import Tokenizer
+
+    from worker.encoders.pooling import masked_mean, unit
+    from worker.encoders.tokens import TextTokenizer
+
+    reader = TextTokenizer(
+        Tokenizer.from_file(str(snapshot / "tokenizer.json")), spec.max_tokens, pad_id=0, padding_side="right"
+    )
+    (batch,) = reader.prepare(PROOF_TEXTS, budget=spec.max_tokens * len(PROOF_TEXTS)).micro_batches
+    ids, mask = batch.tokens.ids, batch.tokens.mask
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    got = unit(masked_mean(session.run(None, feed)[0], mask))
+    with torch.inference_mode():
+        states = bert(
+            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+        ).last_hidden_state
+    difference = float(np.abs(got - unit(masked_mean(states.numpy(), mask))).max())
+    if not difference <= MAX_DIFFERENCE:
+        raise WeightsError(f"the ONNX graph of {spec.name} differs from torch by {difference:.3g}")
+    return difference
+
+
+def main(arguments: list[str]) -> None:
+    """Export one snapshot; the last line of stdout is a JSON object about it."""
+    name, snapshot, graph = arguments
+    difference = _export(model(name), Path(snapshot), Path(graph))
+    print(json.dumps({"max_difference": difference}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
