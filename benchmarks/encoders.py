@@ -126,11 +126,12 @@ def _theirs(settings: Settings) -> Callable[[list[str], int], Floats]:
 
 def _best_batch(theirs: Callable[[list[str], int], Floats], texts: list[str]) -> int:
     theirs(texts[:32], DEFAULT_BATCH)
-    took = {}
-    for size in BATCH_SIZES:
+    took = dict.fromkeys(BATCH_SIZES, float("inf"))
+    # Twice, the better one counts: a disturbance in one trial must not choose the size.
+    for size in BATCH_SIZES * 2:
         begun = time.perf_counter()
         theirs(texts, size)
-        took[size] = time.perf_counter() - begun
+        took[size] = min(took[size], time.perf_counter() - begun)
     return min(took, key=lambda size: took[size])
 
 

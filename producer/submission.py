@@ -116,8 +116,8 @@ class Submission:
         submission again finishes the rest.
         """
         began = time.monotonic()
-        self._fleet.open_collection(self._collection, self._plan)
-        self._limit = self._ledger.blobs.budget(self._settings.inflight_bytes)
+        self._patient(lambda: self._fleet.open_collection(self._collection, self._plan))
+        self._limit = self._patient(lambda: self._ledger.blobs.budget(self._settings.inflight_bytes))
         job = self._open()
         try:
             for _ in range(MOST_PASSES):
@@ -165,11 +165,9 @@ class Submission:
         job, adopted = self._patient(
             lambda: self._ledger.jobs.open(self._collection, self._plan, self._corpus.sources)
         )
-        self._ledger.jobs.hold(job.id, self._holder)
         self.progress.job, self.progress.adopted = job.id, adopted
         self._base = job.done
-        self._drain(job.id)
-        job = self._ledger.jobs.get(job.id)
+        job = self._drain(job.id)
         # What an earlier run staged is found in the collection by the coming pass.
         self._base, self._next = job.done, job.next
         self.progress.done = 0
@@ -214,7 +212,7 @@ class Submission:
             )
 
     def _dead_ids(self, job: str) -> set[str]:
-        return {letter.id for letter in self._ledger.jobs.dead(job)}
+        return self._patient(lambda: {letter.id for letter in self._ledger.jobs.dead(job)})
 
     def _lacking(self, chunks: list[Chunk]) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
         """Group chunks by what the collection lacks of them; what lacks nothing is skipped."""
@@ -259,10 +257,11 @@ class Submission:
         self.progress.waiting = ""
         self._look(job)
 
-    def _drain(self, job: str) -> None:
+    def _drain(self, job: str) -> Job:
         """Wait until none of the job's batches is open."""
-        while self._look(job, force=True).open_batches:
+        while (seen := self._look(job, force=True)).open_batches:
             time.sleep(LOOK)
+        return seen
 
     def _look(self, job: str, *, force: bool = False) -> Job:
         """Ask the ledger how far the job is, at most every LOOK seconds, and report it."""
@@ -270,7 +269,7 @@ class Submission:
         if not force and now - self._looked < LOOK and self._seen is not None:
             return self._seen
         self._looked = now
-        self._ledger.jobs.hold(job, self._holder)
+        self._patient(lambda: self._ledger.jobs.hold(job, self._holder))
         seen = self._patient(lambda: self._ledger.jobs.get(job))
         self._seen = seen
         self.progress.done = seen.done - self._base

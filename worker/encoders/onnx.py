@@ -136,8 +136,8 @@ def _open(graph: Path, device: Device, settings: Settings) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count(settings)
     options.inter_op_num_threads = 1
-    # Threads that spin while they wait take the cores from the tokenizer and from the other workers; alone on
-    # two cores they would gain 2 %, beside other work they lose half.
+    # Threads that spin while they wait take the cores from the tokenizer and from the other workers; where
+    # nothing else runs they would gain 2 %.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A pattern is kept for each shape of input, and ours are nearly all different.
     options.enable_mem_pattern = False
