@@ -74,6 +74,10 @@ def named_errors() -> Iterator[None]:
         # A script that hits the limit inside reports it as its own error.
         if "OOM" in str(error):
             raise LedgerFull(f"Redis is at its maxmemory and refuses writes: {error}") from error
+        if str(error).startswith(("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN")):
+            raise LedgerUnavailable(
+                f"Redis refuses writes: {error}; is the disk of its data directory full?"
+            ) from error
         raise
     except RedisError as error:
         raise LedgerUnavailable(f"Redis failed: {error}") from error
@@ -108,12 +112,12 @@ def maxmemory(client: Redis) -> int:
     return int(memory.get("maxmemory", 0))
 
 
-def is_full(client: Redis) -> bool:
-    """Whether the server is at, or within three hundredths of, its maxmemory."""
+def is_full(client: Redis, share: float = FULL_SHARE) -> bool:
+    """Whether the server uses this share of its maxmemory or more."""
     with named_errors():
         memory: dict[str, Any] = client.info("memory")
     limit = int(memory.get("maxmemory", 0))
-    return limit > 0 and int(memory.get("used_memory", 0)) >= limit * FULL_SHARE
+    return limit > 0 and int(memory.get("used_memory", 0)) >= limit * share
 
 
 def wait_for(client: Redis, url: str, seconds: float, said: Callable[[str], None] | None = None) -> None:

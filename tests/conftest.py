@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -154,9 +153,7 @@ class LocalFleet:
     def down(self) -> None:
         """Stop it, whatever state it is in."""
         done = self.v5("down")
-        if done.returncode:
-            for pid in self.pids().values():
-                os.kill(pid, signal.SIGKILL)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from ledger.alive import Process
 from ledger.blobs import text_key
 from ledger.jobs import DeadLetter
 from ledger.reconciler import Reconciler
+from ledger.server import is_full
 from ledger.steps import Taken, read_chunks
 from registry.chunks import Chunk
 from registry.codecs import Part, unpack_part
@@ -30,6 +32,8 @@ from worker.store_requests import OPERATIONS
 
 log = logging.getLogger(__name__)
 
+#: A full Redis in which nothing is ready is emptied down to this share of its maxmemory.
+ROOM_SHARE = 0.85
 #: Characters of a dead letter's text that are kept.
 DEAD_TEXT = 2000
 
@@ -45,6 +49,8 @@ class Aggregator(FleetProcess):
         self._answers = Answers(self.ledger)
         self._reconciler = Reconciler(self.ledger, self.doorbell.ring, self.doorbell.waiting)
         self._opened: set[tuple[str, str]] = set()
+        # Since when Redis is full and nothing could be written; None while it is not so.
+        self._stuck: float | None = None
 
     def register(self) -> None:
         """Aggregate steps and the requests to the store."""
@@ -70,27 +76,39 @@ class Aggregator(FleetProcess):
             self.store.close()
 
     def relieve(self) -> bool:
-        """Free memory in a full Redis, without a message: write what is ready; where nothing is, drop the
-        youngest batch nobody works on (its chunks are staged again). Says whether it freed anything."""
+        """Free memory in a full Redis, without a message: write what is ready. Where nothing is for a while,
+        vectors cannot be written either: drop the youngest batches nobody works on, until there is room;
+        their chunks are staged again. Says whether it freed anything."""
         try:
-            outcomes = [
-                self.edge.step(batch, QUEUE_AGGREGATE, self._work)
-                for batch in self._reconciler.ready_batches()
-            ]
+            ready = self._reconciler.ready_batches()
+            outcomes = [self.edge.step(batch, QUEUE_AGGREGATE, self._work) for batch in ready]
             if "written" in outcomes:
+                self._stuck = None
                 return True
-            victim = self._reconciler.newest_idle_batch()
-            if victim is None:
-                return False
-            log.warning("Redis is full and no batch is ready: batch %s is dropped and staged again", victim)
-            return self.ledger.jobs.drop(victim)
+            now = time.monotonic()
+            self._stuck = self._stuck or now
+            return now - self._stuck >= self.settings.ring_seconds and self._drop_youngest()
         except InfrastructureError as error:
             log.warning("could not relieve Redis: %s", error)
             return False
 
+    def _drop_youngest(self) -> bool:
+        dropped = False
+        while is_full(self.ledger.redis, ROOM_SHARE):
+            victim = self._reconciler.newest_idle_batch()
+            if victim is None:
+                break
+            log.warning("Redis is full and no batch is ready: batch %s is dropped and staged again", victim)
+            dropped = self.ledger.jobs.drop(victim) or dropped
+        return dropped
+
     def _reconcile(self) -> None:
         while not self.stopping.wait(self.settings.reconcile_seconds):
             try:
+                if is_full(self.ledger.redis):
+                    self.relieve()
+                else:
+                    self._stuck = None
                 rung = self._reconciler.round()
                 if rung:
                     log.info("rang %d overdue steps", rung)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -176,7 +177,7 @@ def read_state(settings: Settings) -> dict[str, Any] | None:
     """What the supervisor of this data directory last said; None if there is none."""
     try:
         state: dict[str, Any] = json.loads(Layout(settings.data_dir.absolute()).state.read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return state
 
@@ -184,9 +185,11 @@ def read_state(settings: Settings) -> dict[str, Any] | None:
 def is_running(settings: Settings) -> bool:
     """Whether a supervisor holds this data directory."""
     layout = Layout(settings.data_dir.absolute())
-    if not layout.lock.exists():
+    try:
+        lock = layout.lock.open("r+")
+    except OSError:
         return False
-    with layout.lock.open("r+") as lock:
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -319,7 +322,8 @@ def _end_strays(settings: Settings, state: dict[str, Any] | None = None) -> None
             if time.monotonic() > end:
                 os.kill(process["pid"], signal.SIGKILL)
             time.sleep(0.05)
-    Layout(settings.data_dir.absolute()).state.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        Layout(settings.data_dir.absolute()).state.unlink()
 
 
 def _is_ours(pid: int) -> bool:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 import click
 
 from registry.console import data_dir, start_logging
+from registry.errors import FleetError
 from registry.models import embedder
 from registry.settings import load_settings
 from registry.spaces import space_of
+
+
+@contextlib.contextmanager
+def _needing(extra: str) -> Iterator[None]:
+    """Turn a missing package into what to install: a producer's installation cannot serve."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise FleetError(
+            f"this installation cannot serve ({error}); install v5-embedding-fleet with the extra {extra}"
+        ) from error
 
 
 @click.command()
@@ -33,7 +47,8 @@ def worker(model: str, device: str | None, task: str, name: str) -> None:
     spec = embedder(model)
     space_of(spec, "dense", task)
     start_logging(settings)
-    from worker.embedder import EmbedWorker
+    with _needing("[cpu] or [gpu]"):
+        from worker.embedder import EmbedWorker
 
     sys.exit(EmbedWorker(settings, spec.name, task, name).run())
 
@@ -52,6 +67,7 @@ def aggregator(name: str) -> None:
     """
     settings = load_settings()
     start_logging(settings)
-    from worker.aggregator import Aggregator
+    with _needing("[embedded]"):
+        from worker.aggregator import Aggregator
 
     sys.exit(Aggregator(settings, name).run())
