@@ -30,7 +30,7 @@ from worker.encoders.factory import load_encoder, warm_up
 
 MODEL = "qdrant-minilm-onnx"
 #: Chunks that the bare loop takes at a time: a batch of the fleet's default size.
-LOOP_BATCH = 256
+LOOP_BATCH = 128
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     inflight_bytes: int = Field(default=0, ge=0)
 
     #: A batch is closed at this many chunks …
-    batch_chunks: int = Field(default=256, ge=1, le=8192)
+    batch_chunks: int = Field(default=128, ge=1, le=8192)
     #: … or at this much text, whichever comes first.
     batch_bytes: int = Field(default=MIB // 4, ge=1024)
     #: So many chunks are read ahead and sorted by length before batches are cut.

@@ -20,7 +20,7 @@ COMPANION = "all-miniLM-l6"
 COLLECTION = "quickstart"
 QUERY = "decode a JSON string with escape sequences"
 #: Packages of the interpreter's own standard library: real source code that is on every machine.
-PACKAGES = ("json", "http", "email", "logging", "urllib", "concurrent", "html", "importlib")
+PACKAGES = ("json", "http", "html", "logging", "urllib", "concurrent")
 
 
 @click.command()
