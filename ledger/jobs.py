@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import socket
 import time
@@ -157,17 +158,22 @@ class Jobs:
         return [self.get(name) for name in names]
 
     def hold(self, job: str, holder: str) -> None:
-        """Take or keep the producer's hold on a job. Raises FleetError if another producer has it."""
+        """Take or keep the producer's hold on a job; `holder` is `host:pid`.
+
+        A hold whose process is gone from this machine is taken over. Raises FleetError if another producer
+        has the job.
+        """
         key = f"{PREFIX}job:{job}:producer"
         with named_errors():
             standing = self._redis.set(key, holder, nx=True, ex=PRODUCER_TTL, get=True)
             if standing is None:
                 return
-            if standing.decode() != holder:
+            if standing.decode() != holder and not _is_gone(standing.decode()):
                 raise FleetError(
-                    f"job {job} is being submitted by {standing.decode()}; follow it with `v5 watch {job}`"
+                    f"job {job} is being submitted by {standing.decode()}; follow it with `v5 watch {job}` "
+                    f"(if that producer died, its hold ends within {PRODUCER_TTL} s)"
                 )
-            self._redis.expire(key, PRODUCER_TTL)
+            self._redis.set(key, holder, ex=PRODUCER_TTL)
 
     def let_go(self, job: str) -> None:
         """Give the producer's hold back."""
@@ -207,3 +213,17 @@ class Jobs:
         with named_errors():
             for _, letter in self._redis.hscan_iter(f"{PREFIX}dead:{job}"):
                 yield DeadLetter(**json.loads(letter))
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether a holder `host:pid` is of this machine and its process has ended."""
+    host, _, pid = holder.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

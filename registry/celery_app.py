@@ -12,10 +12,9 @@ from registry.settings import Settings, load_settings
 #: A message unacknowledged for this long is delivered again. Seconds. Steps do not depend on it (their lease
 #: does that); it only has to outlast a batch.
 VISIBILITY_TIMEOUT = 180
-#: Answers to requests are kept this long. Seconds.
-ANSWER_TTL = 60
 
 _TRANSPORT: dict[str, Any] = {
+    # Broker keys stand beside the ledger's without meeting them.
     "global_keyprefix": BROKER_PREFIX,
     # Shared by all queues of a database, and the shortest value of any client wins.
     "visibility_timeout": VISIBILITY_TIMEOUT,
@@ -29,6 +28,7 @@ _TRANSPORT: dict[str, Any] = {
     # Without it a publish hangs while Redis is frozen.
     "socket_timeout": 30,
     "socket_connect_timeout": 5,
+    # A host that lost power, and a connection that is open at one end only, are noticed.
     "socket_keepalive": True,
     "health_check_interval": 10,
 }
@@ -37,17 +37,18 @@ _TRANSPORT: dict[str, Any] = {
 def make_app(settings: Settings) -> Celery:
     """A configured application; it connects on first use."""
     url = settings.celery_url
-    app = Celery("v5", broker=url, backend=url, set_as_current=False)
+    # No result backend: answers to requests are blobs of the ledger, which a caller may ask for again.
+    app = Celery("v5", broker=url, set_as_current=False)
     transport = dict(_TRANSPORT)
     if url.startswith("redis+socket://"):
+        # A Unix socket knows no keepalive and refuses the option.
         transport.pop("socket_keepalive")
     app.conf.update(
         task_serializer="json",
-        result_serializer="json",
         # Nothing from the wire is ever unpickled.
         accept_content=["json"],
+        # Hot tasks store nothing; the ledger has what must be known.
         task_ignore_result=True,
-        result_expires=ANSWER_TTL,
         # The message is kept until the step is done; losing it costs a wait, not work.
         task_acks_late=True,
         # Every exception is handled at the edge of the task; should one slip out, the doorbell is spent.
@@ -55,22 +56,21 @@ def make_app(settings: Settings) -> Celery:
         # A worker holds no more messages than it works on, so queues stay visible to other workers.
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
+        # For Flower, with the moment of sending; nothing is driven by events.
         worker_send_task_events=True,
         task_send_sent_event=True,
-        # Stop waits for running steps, which give back their lease between micro-batches.
-        worker_soft_shutdown_timeout=30,
+        # Threads cannot be cancelled: said here so that Celery does not warn at every lost connection.
         worker_cancel_long_running_tasks_on_connection_loss=True,
+        # The processes log in their own format.
         worker_hijack_root_logger=False,
+        # A fleet may start before its Redis.
         broker_connection_retry_on_startup=True,
         # Default: 100 tries, then the worker ends.
         broker_connection_max_retries=None,
         broker_transport_options=transport,
-        result_backend_transport_options={
-            "global_keyprefix": BROKER_PREFIX,
-            "socket_timeout": 30,
-            "socket_connect_timeout": 5,
-        },
+        # Every message names its queue; one that does not shows here instead of among Celery's own.
         task_default_queue="v5.unrouted",
+        # A doorbell that cannot be sent soon is not sent: the reconciler rings again.
         task_publish_retry_policy={"max_retries": 3, "interval_start": 0.1, "interval_max": 1.0},
     )
     return app

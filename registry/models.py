@@ -44,6 +44,48 @@ class Architecture:
     kv_heads: int
     ffn: int
     vocabulary: int
+    #: Width of an attention head where it is not hidden / heads.
+    head_dim: int = 0
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a snapshot that holds weights."""
+
+    name: str
+    #: Hex; empty where upstream publishes none that we could check.
+    sha256: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers that upstream's card shows for its own example, to hold an installation against."""
+
+    kind: OutputKind
+    #: Similarities, queries by documents, row after row.
+    similarities: tuple[tuple[float, ...], ...]
+    #: Longest input of the reference run, where it is not the model's own. Tokens.
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """How a listwise reranker reads its candidates."""
+
+    #: Marks the end of each passage and of the query; both are stripped from input texts.
+    embed_token: tuple[int, str]
+    rerank_token: tuple[int, str]
+    #: Widths of the projector on the states at these tokens: Linear, ReLU, Linear, without biases.
+    projector: tuple[int, int, int]
+    #: Candidates of one pass, at most; a pass also ends at the token limit.
+    block: int
+    max_document_tokens: int
+    max_query_tokens: int
+
+
+#: Qdrant's ceiling for one multi-vector: rows times width.
+MAX_MULTIVECTOR_VALUES = 1_048_576
 
 
 @dataclass(frozen=True)
@@ -77,7 +119,18 @@ class ModelSpec:
     default_task: str = ""
     #: SHA-256 of the weights file these vectors come from, where it is known.
     weights_sha256: str = ""
-    reranker: bool = False
+    #: Weight files of the snapshot beside config.json and the tokenizer; empty: safetensors shards.
+    files: tuple[File, ...] = ()
+    #: Length of the training texts, where it is far under `max_tokens`. Tokens.
+    trained_tokens: int = 0
+    published: tuple[Published, ...] = ()
+    #: Only a reranker has it.
+    reranking: Reranking | None = None
+
+    @property
+    def reranker(self) -> bool:
+        """Whether it orders candidates instead of embedding texts."""
+        return self.reranking is not None
 
     def output(self, kind: OutputKind) -> Output:
         """The output of that kind.
@@ -136,6 +189,8 @@ _SPECS = (
             ),
         },
         default_task="nl2code",
+        trained_tokens=512,
+        published=(Published("dense", ((0.7670, 0.1117), (0.0938, 0.6607))),),
     ),
     ModelSpec(
         name="bge-m3",
@@ -155,6 +210,12 @@ _SPECS = (
         commercial_use=True,
         backend="transformers",
         outputs=(Output("dense", 1024), Output("sparse", 0, "sparse"), Output("multi", 1024, "colbert")),
+        files=(File("pytorch_model.bin"), File("colbert_linear.pt"), File("sparse_linear.pt")),
+        published=(
+            Published("dense", ((0.6265, 0.3477), (0.3499, 0.678)), 512),
+            Published("sparse", ((0.19555,),), 512),
+            Published("multi", ((0.7797, 0.4620),), 512),
+        ),
     ),
     ModelSpec(
         name="jina-embeddings-v4",
@@ -202,6 +263,13 @@ _SPECS = (
         backend="onnxruntime",
         outputs=(Output("dense", 384),),
         weights_sha256=MINILM_SHA256,
+        files=(
+            File(
+                "model.onnx",
+                "bbd7b466f6d58e646fdc2bd5fd67b2f5e93c0b687011bd4548c420f7bd46f0c5",
+                90_387_630,
+            ),
+        ),
     ),
     ModelSpec(
         name="all-miniLM-l6",
@@ -222,6 +290,7 @@ _SPECS = (
         backend="sentence-transformers",
         outputs=(Output("dense", 384),),
         weights_sha256=MINILM_SHA256,
+        files=(File("model.safetensors", MINILM_SHA256, 90_868_376),),
     ),
     ModelSpec(
         name="jina-reranker-v3",
@@ -231,7 +300,7 @@ _SPECS = (
         dimension=512,
         max_tokens=131072,
         purpose="listwise reranking",
-        architecture=Architecture("Qwen3Model", 28, 1024, 16, 8, 3072, 151936),
+        architecture=Architecture("Qwen3Model", 28, 1024, 16, 8, 3072, 151936, head_dim=128),
         parameters=596_836_352,
         pooling="special-tokens",
         padding_side="left",
@@ -240,7 +309,14 @@ _SPECS = (
         licence="CC-BY-NC-4.0",
         commercial_use=False,
         backend="transformers",
-        reranker=True,
+        reranking=Reranking(
+            embed_token=(151670, "<|embed_token|>"),
+            rerank_token=(151671, "<|rerank_token|>"),
+            projector=(1024, 512, 512),
+            block=125,
+            max_document_tokens=2048,
+            max_query_tokens=512,
+        ),
     ),
 )
 

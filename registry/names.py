@@ -2,7 +2,7 @@
 
 #: Every key of ours starts with this.
 PREFIX = "v5:"
-#: Celery's and kombu's keys (queues, unacked, bindings, results) start with this.
+#: Celery's and kombu's keys (queues, unacked, bindings) start with this.
 BROKER_PREFIX = "v5:mq:"
 
 TASK_EMBED = "v5.embed"

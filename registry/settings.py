@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache") / "v5")
     #: Redis or Valkey of the ledger; empty: the private server of the local fleet.
     redis_url: str = ""
-    #: Celery's broker and result store; empty: the same as redis_url.
+    #: Celery's broker; empty: the same as redis_url.
     broker_url: str = ""
     #: Servers for blobs, chosen by batch; empty: the same as redis_url.
     blob_urls: tuple[str, ...] = ()

@@ -121,6 +121,13 @@ class Store(Protocol):
         """The points with these ids, in this order; absent ones are left out."""
         ...
 
+    def maintain(self, collection: str) -> bool:
+        """Do what makes queries faster over what was written (build indexes); returns whether it did.
+
+        For idle times: it may take minutes. Reads go on meanwhile, and a write ends it.
+        """
+        ...
+
     def close(self) -> None:
         """Flush and let go; the store cannot be used afterwards."""
         ...

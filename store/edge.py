@@ -24,7 +24,7 @@ from store.edge_operations import (
 )
 from store.edge_words import from_edge, in_our_words, with_vector
 from store.fusion import best
-from store.points import STANDING_KEYS, content_hash_of, standing_of
+from store.points import STANDING_KEYS, UPDATE_KEYS, standing_of, updated
 from store.vectors import fault
 
 #: Points written since the last optimisation that make the next one worth its while. Fewer are found by
@@ -92,11 +92,11 @@ class EdgeStore:
     def update_vectors(self, collection: str, points: Sequence[Point], started: int) -> None:
         """See Store.update_vectors. Writes none of the points if the vectors of one do not fit."""
 
-        self._write(collection, points, lambda some: vector_operations(some, started), only_same_text=True)
+        self._write(collection, points, lambda some: vector_operations(some, started), update=True)
 
     def update_payload(self, collection: str, points: Sequence[Point], started: int) -> None:
         """See Store.update_payload."""
-        self._write(collection, points, lambda some: payload_operations(some, started))
+        self._write(collection, points, lambda some: payload_operations(some, started), update=True)
 
     def query(self, collection: str, queries: dict[str, Vector], limit: int, prefetch: int = 0) -> list[Hit]:
         """See Store.query. Raises UsageError if a query vector does not fit the collection."""
@@ -164,7 +164,7 @@ class EdgeStore:
         collection: str,
         points: Sequence[Point],
         operations: Callable[[Sequence[Point]], Iterable[edge.UpdateOperation]],
-        only_same_text: bool = False,
+        update: bool = False,
     ) -> None:
         found = self._collection(collection)
         _require_fit(found, points)
@@ -173,18 +173,19 @@ class EdgeStore:
         with in_our_words(f"writing to collection {collection!r}"):
             with found.writing():
                 shard = found.shard
-                if only_same_text:
-                    hashes = self._content_hashes(found, points)
-                    points = [p for p in points if hashes.get(p.id) == content_hash_of(p)]
+                if update:
+                    points = self._updates(found, points)
                 for some, size in slices(points):
                     ticket = shard.write(operations(some), size)
             # Outside, so that the next writer need not wait for the disk.
             shard.sync(ticket)
 
-    def _content_hashes(self, found: EdgeCollection, points: Sequence[Point]) -> dict[str, str]:
+    def _updates(self, found: EdgeCollection, points: Sequence[Point]) -> list[Point]:
+        """Those points whose text stands, with what of the standing payload must stay."""
         with found.reading() as shard:
-            records = shard.read.retrieve([p.id for p in points], list(STANDING_KEYS), False)
-        return {str(r.id): standing_of(r.payload or {}, frozenset()).content_hash for r in records}
+            records = shard.read.retrieve([p.id for p in points], list(UPDATE_KEYS), False)
+        payloads = {str(r.id): r.payload or {} for r in records}
+        return [new for p in points if (new := updated(p, payloads.get(p.id, {}))) is not None]
 
     def _collection(self, name: str) -> EdgeCollection:
         with self._lock:

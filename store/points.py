@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from registry.chunks import RESERVED_KEYS, Chunk
@@ -14,6 +15,8 @@ PAYLOAD_HASH = "v5.payload_hash"
 STARTED = "v5.started"
 #: What `standing` needs of a payload.
 STANDING_KEYS = (CONTENT_HASH, PAYLOAD_HASH)
+#: What an update of a standing point needs of its payload.
+UPDATE_KEYS = (CONTENT_HASH, "v5.tokens")
 
 
 def build_point(
@@ -39,6 +42,21 @@ def build_point(
 def content_hash_of(point: Point) -> str:
     """The content hash in a point's payload; empty if there is none."""
     return str(point.payload.get(CONTENT_HASH, ""))
+
+
+def updated(point: Point, payload: Mapping[str, Any]) -> Point | None:
+    """A point that updates a standing one with this payload: None if another text stands there.
+
+    The token counts of the models that are not computed again stay.
+    """
+    if payload.get(CONTENT_HASH) != content_hash_of(point):
+        return None
+    about = payload.get("v5")
+    standing = about.get("tokens", {}) if isinstance(about, Mapping) else {}
+    tokens = {**standing, **point.payload["v5"].get("tokens", {})}
+    if not tokens:
+        return point
+    return replace(point, payload={**point.payload, "v5": {**point.payload["v5"], "tokens": tokens}})
 
 
 def standing_of(payload: Mapping[str, Any], vectors: frozenset[str]) -> Standing:

@@ -19,7 +19,7 @@ from ledger.server import is_full
 from ledger.steps import Taken, read_chunks
 from registry.chunks import Chunk
 from registry.codecs import Part, unpack_part
-from registry.errors import CodecError, InfrastructureError, StoreRefused
+from registry.errors import CodecError, InfrastructureError, StoreRefused, V5Error
 from registry.names import QUEUE_AGGREGATE, QUEUE_STORE, TASK_AGGREGATE, TASK_STORE, embed_queue
 from registry.settings import Settings
 from store.base import Point, Store
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: A full Redis in which nothing is ready is emptied down to this share of its maxmemory.
 ROOM_SHARE = 0.85
+#: How often an idle aggregator looks for something to index. Seconds.
+MAINTAIN_EVERY = 60.0
 #: Characters of a dead letter's text that are kept.
 DEAD_TEXT = 2000
 
@@ -69,6 +71,7 @@ class Aggregator(FleetProcess):
         self.store = open_store(self.settings)
         self.wait_for_room(self.relieve)
         threading.Thread(target=self._reconcile, name="reconcile", daemon=True).start()
+        threading.Thread(target=self._maintain, name="maintain", daemon=True).start()
 
     def release(self) -> None:
         """Flush and close the store."""
@@ -116,6 +119,19 @@ class Aggregator(FleetProcess):
                 log.warning("reconciling waits: %s", error)
             except Exception:
                 log.exception("reconciling failed; it goes on")
+
+    def _maintain(self) -> None:
+        """Index what was written whenever nothing is to be done."""
+        while not self.stopping.wait(MAINTAIN_EVERY):
+            try:
+                store = self._open_store()
+                for collection in store.collections():
+                    if not self.stopping.is_set() and not any(self.ledger.depths().values()):
+                        store.maintain(collection)
+            except V5Error as error:
+                log.warning("indexing waits: %s", error)
+            except Exception:
+                log.exception("indexing failed; it is tried again")
 
     def _open_store(self) -> Store:
         if self.store is None:

@@ -1,4 +1,4 @@
-"""A local fleet: one supervisor with a private Redis, an aggregator and one worker per model under it."""
+"""A local fleet from outside: start it detached, wait until it is ready, look at it, stop it."""
 
 from __future__ import annotations
 
@@ -7,170 +7,24 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from ledger.ledger import Ledger
-from ledger.server import wait_for
 from registry.errors import FleetError, StoreUnavailable, V5Error
 from registry.plan import Plan, plan_from_json
 from registry.settings import Settings
-from worker import private_redis
-from worker.supervised import Child, stop_all
+from worker.supervisor import GRACE, Layout
 
 log = logging.getLogger(__name__)
 
-#: Time that workers and aggregator get to finish or give back what they are at. Seconds.
-GRACE = 40.0
 #: Lines of a failed process' log that `up` shows.
 LOG_LINES = 6
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a local fleet keeps things in its data directory."""
-
-    root: Path
-
-    @property
-    def lock(self) -> Path:
-        """Held by the supervisor while it runs."""
-        return self.root / "fleet.lock"
-
-    @property
-    def state(self) -> Path:
-        """What the supervisor runs, as JSON."""
-        return self.root / "fleet.json"
-
-    def log(self, name: str) -> Path:
-        """A process' log."""
-        return self.root / "logs" / f"{name}.log"
-
-
-def cuda_devices() -> list[str]:
-    """The CUDA devices of this machine, asked of the driver so that torch need not be there."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    try:
-        out = subprocess.run(
-            [tool, "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [f"cuda:{line.strip()}" for line in out.splitlines() if line.strip().isdigit()]
-
-
-class Supervisor:
-    """Starts the processes of a plan, restarts what dies, stops everything in order."""
-
-    def __init__(self, settings: Settings, plan: Plan) -> None:
-        self.settings = settings
-        self.plan = plan
-        self.layout = Layout(settings.data_dir.absolute())
-        self._stop = False
-        self._lock: IO[str] | None = None
-        self.redis: Child | None = None
-        self.children = self._children()
-
-    def _children(self) -> list[Child]:
-        v5 = [sys.executable, "-m", "v5"]
-        children = [Child("aggregator", [*v5, "aggregator"], self.layout.log("aggregator"))]
-        devices = [self.settings.device] if self.settings.device else cuda_devices() or ["cpu"]
-        for number, model in enumerate(self.plan.models):
-            name = f"worker-{model}"
-            command = [*v5, "worker", model, "--name", name]
-            if model in self.plan.tasks:
-                command += ["--task", self.plan.tasks[model]]
-            device = devices[number % len(devices)]
-            children.append(Child(name, command, self.layout.log(name), {"V5_DEVICE": device}))
-        return children
-
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises FleetError if a fleet already runs here."""
-        self._take_lock()
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-        try:
-            if self.settings.embedded_redis:
-                # Only now: preparing removes a socket that a running server would still need.
-                command = private_redis.prepare(self.settings)
-                self.redis = Child("redis", command, self.layout.log("redis"))
-                self.redis.start()
-            self._write_state()
-            ledger = Ledger(self.settings)
-            wait_for(ledger.redis, self.settings.ledger_url, 30)
-            ledger.set_fleet_plan(self.plan)
-            ledger.close()
-            for child in self.children:
-                child.start()
-            self._write_state()
-            everything = [*self.children, *([self.redis] if self.redis else [])]
-            while not self._stop:
-                changed = [child.watch() for child in everything]
-                if True in changed:
-                    self._write_state()
-                time.sleep(0.1)
-        finally:
-            log.info("stopping the fleet")
-            stop_all(self.children, GRACE)
-            if self.redis is not None:
-                self.redis.stop(GRACE)
-            self.layout.state.unlink(missing_ok=True)
-            if self._lock is not None:
-                self._lock.close()
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        log.info("received %s", signal.Signals(number).name)
-        self._stop = True
-
-    def _take_lock(self) -> None:
-        self.layout.root.mkdir(parents=True, exist_ok=True)
-        lock = self.layout.lock.open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise FleetError(
-                f"a fleet already runs in {self.layout.root}; see it with `v5 ps`, stop it with `v5 down`"
-            ) from None
-        self._lock = lock
-
-    def _write_state(self) -> None:
-        children = [*([self.redis] if self.redis else []), *self.children]
-        state = {
-            "pid": os.getpid(),
-            "plan": self.plan.model_dump_json(),
-            "processes": [
-                {
-                    "name": child.name,
-                    "pid": child.pid,
-                    "restarts": child.restarts,
-                    "last_exit": child.last_exit,
-                    "failed": child.failed,
-                    "log": str(child.log),
-                }
-                for child in children
-            ],
-        }
-        fresh = self.layout.state.with_suffix(".new")
-        try:
-            fresh.write_text(json.dumps(state))
-            fresh.replace(self.layout.state)
-        except OSError as error:
-            log.warning("could not write %s: %s", self.layout.state, error)
 
 
 def read_state(settings: Settings) -> dict[str, Any] | None:

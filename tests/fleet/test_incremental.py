@@ -69,6 +69,7 @@ def test_a_companion_added_later_computes_only_its_vectors(fake_fleet: Any, tree
     after = fake_fleet.ok("get", hit["id"], "-c", "code", "--vectors")
     assert set(after["vectors"]) == {"qdrant-minilm-onnx", "all-miniLM-l6"}
     assert after["vectors"]["qdrant-minilm-onnx"] == before["vectors"]["qdrant-minilm-onnx"]
+    assert set(after["payload"]["v5"]["tokens"]) == {"qdrant-minilm-onnx", "all-miniLM-l6"}
     log = (fake_fleet.data_dir / "logs" / "worker-qdrant-minilm-onnx.log").read_text()
     assert "Traceback" not in log
     assert fake_fleet.ok("verify", str(tree), "-c", "code")["missing"] == 0

@@ -74,8 +74,6 @@ def test_a_killed_producer_is_continued_by_the_same_command(
     submit.communicate()
     (job,) = ledger.jobs.list()
     assert job.staged < COUNT
-    ledger.redis.delete(f"v5:job:{job.id}:producer")  # its hold would last half a minute
-    assert ledger.jobs.get(job.id).interrupted
     end = fake_fleet.ok("submit", str(path), "-c", "c")
     assert end["job"] == job.id
     assert end["chunks"] == COUNT

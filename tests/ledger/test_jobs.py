@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+
 import pytest
 
 from ledger.jobs import DeadLetter
@@ -51,6 +55,21 @@ def test_one_producer_holds_a_job(ledger: Ledger, plan: Plan) -> None:
     assert not ledger.jobs.get(job.id).interrupted
     ledger.jobs.let_go(job.id)
     assert ledger.jobs.get(job.id).interrupted
+
+
+def test_the_hold_of_a_process_that_is_gone_is_taken_over(ledger: Ledger, plan: Plan) -> None:
+    job, _ = ledger.jobs.open("c", plan, ["a"])
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    here = socket.gethostname()
+    ledger.jobs.hold(job.id, f"{here}:{ended.pid}")
+    ledger.jobs.hold(job.id, f"{here}:{os.getpid()}")
+    with pytest.raises(FleetError):
+        ledger.jobs.hold(job.id, f"{here}:{ended.pid}")
+    ledger.jobs.let_go(job.id)
+    ledger.jobs.hold(job.id, f"elsewhere:{ended.pid}")
+    with pytest.raises(FleetError, match="elsewhere"):
+        ledger.jobs.hold(job.id, f"{here}:{os.getpid()}")
 
 
 def test_dead_letters_count_once_and_pause_the_job_at_the_limit(ledger: Ledger, plan: Plan) -> None:

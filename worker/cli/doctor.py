@@ -19,6 +19,7 @@ from registry.errors import V5Error
 from registry.models import EMBEDDERS, model
 from registry.settings import Settings, load_settings
 from worker import fleet, private_redis
+from worker.devices import cuda_devices
 
 #: Less free space than this in the data directory is a warning. Bytes.
 LITTLE_SPACE = 2 << 30
@@ -124,7 +125,7 @@ def _runtimes(_settings: Settings) -> list[Finding]:
     torch = _version("torch")
     said = torch or "not installed: no sentence-transformers models here"
     found.append(Finding("torch", "ok" if torch else "warning", said))
-    devices = fleet.cuda_devices()
+    devices = cuda_devices()
     found.append(Finding("devices", "ok", ", ".join(devices) or "CPU only (no CUDA device found)"))
     return found
 

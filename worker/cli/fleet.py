@@ -11,9 +11,10 @@ import click
 from ledger.ledger import Ledger
 from registry.console import as_json, data_dir, plan_options, print_json, read_plan, start_logging
 from registry.errors import FleetError, V5Error
-from registry.plan import plan_from_json
+from registry.plan import make_plan, plan_from_json
 from registry.settings import Settings, load_settings
 from worker import fleet
+from worker.supervisor import Supervisor
 
 
 @click.command()
@@ -28,8 +29,8 @@ from worker import fleet
 def up(foreground: bool, timeout: float, plan_json: str | None, as_json: bool, **options: Any) -> None:
     """Start a local fleet for a plan; returns when every process is ready.
 
-    A process that dies is started again. Without V5_REDIS_URL the fleet brings its own Redis, without
-    V5_QDRANT_URL its own store.
+    A process that dies is started again. Without --primary the plan is the registry's default model. Without
+    V5_REDIS_URL the fleet brings its own Redis, without V5_QDRANT_URL its own store.
 
     \b
     Examples:
@@ -39,10 +40,10 @@ def up(foreground: bool, timeout: float, plan_json: str | None, as_json: bool, *
     settings = load_settings()
     plan = plan_from_json(plan_json) if plan_json else read_plan(settings, **options)
     if plan is None:
-        raise click.UsageError("say which model: `v5 up --primary MODEL`; `v5 models` lists them")
+        plan = make_plan(fake=settings.fake_encoders)
     if foreground:
         start_logging(settings)
-        fleet.Supervisor(settings, plan).run()
+        Supervisor(settings, plan).run()
         return
     began = time.monotonic()
     said = (lambda _line: None) if as_json else click.echo
