@@ -1,6 +1,6 @@
 """The ONNX encoder against plain SentenceTransformer.encode: same weights, same texts, one run.
 
-    python -m benchmarks.encoders [--chunks 1000] [--repeats 3] [--json FILE]
+    python -m benchmarks.encoders [--corpus chunks|functions] [--chunks 1000] [--repeats 3] [--json FILE]
 
 Both get the same threads and the same truncation. They take turns on slices of the corpus, so that whatever
 else the machine does hits both; slices are cut from the corpus sorted by length, which is the order in which
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.chunks import stdlib_chunks
 from benchmarks.functions import stdlib_functions
 from benchmarks.report import save, show
 from registry.codecs import Dense
@@ -31,6 +32,7 @@ from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.weights import locate
 
+CORPORA: dict[str, Callable[[int], list[str]]] = {"chunks": stdlib_chunks, "functions": stdlib_functions}
 #: Worst cosine between the two vectors of a chunk that still counts as agreement.
 MIN_COSINE = 0.9999
 #: Batch sizes of SentenceTransformer.encode that are tried; 32 is its default.
@@ -48,12 +50,18 @@ Run = Callable[[list[str]], Floats]
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, save; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--chunks", type=int, default=1000, help="functions to embed (default 1000)")
+    parser.add_argument(
+        "--corpus",
+        choices=CORPORA,
+        default="chunks",
+        help="chunks as the producer cuts them (default), or single functions, which are shorter",
+    )
+    parser.add_argument("--chunks", type=int, default=1000, help="texts to embed (default 1000)")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repetitions (default 3)")
     parser.add_argument("--json", help="also write the results to this file")
     options = parser.parse_args(arguments)
     settings = load_settings()
-    texts = stdlib_functions(options.chunks)
+    texts = CORPORA[options.corpus](options.chunks)
     ours, theirs = _ours(settings), _theirs(settings)
     best = _best_batch(theirs, texts[:TRIAL_CHUNKS])
     contenders: dict[str, Run] = {
@@ -69,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, took in seconds.items()
     ]
     show(
-        f"{len(texts)} functions, {thread_count(settings)} threads",
+        f"{len(texts)} {options.corpus}, {thread_count(settings)} threads",
         ["encoder", "chunks/s (median)", "chunks/s (best)", "ONNX is faster by"],
         rows,
     )
@@ -78,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     save(
         options.json,
         {
+            "corpus": options.corpus,
             "chunks": len(texts),
             "threads": thread_count(settings),
             "best_batch": best,

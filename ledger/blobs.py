@@ -11,7 +11,7 @@ from registry.settings import MIB, Settings
 
 #: In-flight budget where no server has a maxmemory. Bytes.
 DEFAULT_BUDGET = 1024 * MIB
-#: Arguments and answers of requests are kept this long. Seconds.
+#: Answers to requests are kept this long, and their arguments this long past their deadline. Seconds.
 REQUEST_TTL = 120
 
 

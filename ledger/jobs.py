@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ledger.blobs import Blobs, text_key
+from ledger.blobs import Blobs, part_key, text_key
 from ledger.scripts import Scripts
 from ledger.server import Redis, named_errors
 from registry.errors import FleetError, JobUnknown, UsageError
@@ -21,7 +21,7 @@ from registry.plan import Plan, plan_from_json
 
 State = Literal["open", "paused", "sealed", "done", "cancelled"]
 #: A producer that has not renewed its hold for this long has let go of its job. Seconds.
-PRODUCER_TTL = 30
+PRODUCER_TTL = 150
 #: How long a finished job stays in the list. Seconds.
 HISTORY_TTL = 30 * 86400
 
@@ -88,15 +88,17 @@ def signature(collection: str, plan: Plan, sources: Sequence[str]) -> str:
 class Jobs:
     """Opens, adopts, lists, seals and cancels jobs."""
 
-    def __init__(self, client: Redis, scripts: Scripts, blobs: Blobs) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, blobs: Blobs, max_dead: int) -> None:
+        """A job pauses at `max_dead` dead letters."""
         self._redis = client
+        self._max_dead = max_dead
         self._run = scripts.run
         self._blobs = blobs
 
     def open(self, collection: str, plan: Plan, sources: Sequence[str]) -> tuple[Job, bool]:
         """Adopt the unfinished job of the same submission, else open one; says whether it was adopted.
 
-        Raises UsageError if an unfinished job with another plan has the collection.
+        An adopted job that had paused forgets its dead letters: they are tried again. Raises UsageError if an unfinished job with another plan has the collection.
         """
         fresh = f"{time.strftime('%y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         outcome, job = self._run(
@@ -108,6 +110,7 @@ class Jobs:
             plan.model_dump_json(),
             json.dumps(list(sources)),
             socket.gethostname(),
+            self._max_dead,
         )
         if outcome == "busy":
             raise UsageError(
@@ -152,8 +155,9 @@ class Jobs:
             for name in self._redis.zrangebyscore(f"{PREFIX}jobs", "-inf", oldest):
                 job = name.decode()
                 if self.get(job).state in ("done", "cancelled"):
-                    self._redis.unlink(f"{PREFIX}job:{job}", f"{PREFIX}dead:{job}")
+                    # The list first: what it names must exist.
                     self._redis.zrem(f"{PREFIX}jobs", job)
+                    self._redis.unlink(f"{PREFIX}job:{job}", f"{PREFIX}dead:{job}")
             names = [name.decode() for name in self._redis.zrevrange(f"{PREFIX}jobs", 0, -1)]
         return [self.get(name) for name in names]
 
@@ -175,37 +179,43 @@ class Jobs:
                 )
             self._redis.set(key, holder, ex=PRODUCER_TTL)
 
-    def let_go(self, job: str) -> None:
-        """Give the producer's hold back."""
-        with named_errors():
-            self._redis.unlink(f"{PREFIX}job:{job}:producer")
+    def let_go(self, job: str, holder: str) -> None:
+        """Give the producer's hold back, if it is still `holder`'s."""
+        self._run("let_go", job, holder)
 
     def seal(self, job: str) -> State:
         """Nothing more will be staged. Returns the state it is in then."""
         state: State = self._run("seal", job)
         return state
 
-    def cancel(self, job: str) -> int:
-        """End a job: drop its open batches and their blobs. Returns how many there were."""
+    def cancel(self, job: str) -> tuple[State, int]:
+        """End a job: drop its open batches and their blobs.
+
+        Returns the state it is in then (`done` if it had ended before) and how many batches were dropped.
+        """
         outcome, *rest = self._run("cancel", job)
         if outcome == "gone":
             raise JobUnknown(f"there is no job {job!r}; `v5 jobs` lists those there are")
         batches = rest[0] if rest else []
         for batch in batches:
             self.drop(batch)
-        self.let_go(job)
-        return len(batches)
+        return outcome, len(batches)
 
     def drop(self, batch: str) -> bool:
-        """Give up a batch: free its credit, count its chunks as lost, delete its text."""
-        dropped = bool(self._run("drop", batch) == "dropped")
-        self._blobs.delete(batch, [text_key(batch)])
-        return dropped
+        """Give up a batch: free its credit, count its chunks as lost, delete its blobs.
 
-    def bury(self, job: str, letters: Sequence[DeadLetter], limit: int) -> State:
+        False if it had ended already.
+        """
+        outcome, *rest = self._run("drop", batch)
+        parts = rest[0] if rest else []
+        keys = [part_key(batch, model, token) for model, token in zip(parts[::2], parts[1::2], strict=True)]
+        self._blobs.delete(batch, [text_key(batch), *keys])
+        return bool(outcome == "dropped")
+
+    def bury(self, job: str, letters: Sequence[DeadLetter]) -> State:
         """Put chunks that never reached a batch on the dead-letter list; returns the job's state then."""
         pairs = [part for letter in letters for part in (letter.id, json.dumps(asdict(letter)))]
-        state, _ = self._run("bury", job, limit, *pairs)
+        state, _ = self._run("bury", job, *pairs)
         return state  # type: ignore[no-any-return]
 
     def dead(self, job: str) -> Iterator[DeadLetter]:

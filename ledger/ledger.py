@@ -25,7 +25,7 @@ class Ledger:
         self.redis: Redis = connect(settings.ledger_url)
         self.scripts = Scripts(self.redis)
         self.blobs = Blobs(settings, self.redis)
-        self.jobs = Jobs(self.redis, self.scripts, self.blobs)
+        self.jobs = Jobs(self.redis, self.scripts, self.blobs, settings.max_dead)
         self.steps = Steps(settings, self.scripts, self.blobs)
         self.requests = Requests(self.redis)
         self.alive = Alive(self.redis, settings.alive_seconds)

@@ -12,10 +12,10 @@ class Requests:
     def __init__(self, client: Redis) -> None:
         self._redis = client
 
-    def ask(self, identity: str, arguments: bytes) -> None:
-        """Leave the arguments where the fleet finds them."""
+    def ask(self, identity: str, arguments: bytes, seconds: int) -> None:
+        """Leave the arguments where the fleet finds them, for so many seconds."""
         with named_errors():
-            self._redis.set(request_key(identity), arguments, ex=REQUEST_TTL)
+            self._redis.set(request_key(identity), arguments, ex=seconds)
 
     def arguments(self, identity: str) -> bytes | None:
         """The arguments, or None if they have expired or were answered and taken."""

@@ -23,6 +23,10 @@ from registry.settings import Settings
 Kind = Literal["upsert", "update", "payload"]
 
 
+#: `kept`; `lost`: somebody else works on the step, too; `recorded` or `closed`: the work is not wanted.
+Renewal = Literal["kept", "lost", "recorded", "closed"]
+
+
 @dataclass(frozen=True)
 class PartRecord:
     """What the ledger keeps of one model's part: which attempt's blob holds it, and how it was made."""
@@ -86,7 +90,6 @@ class Steps:
         self._blobs = blobs
         self._lease_ms = int(settings.lease_seconds * 1000)
         self._ring_ms = int(settings.ring_seconds * 1000)
-        self._max_dead = settings.max_dead
 
     def stage(
         self,
@@ -163,9 +166,10 @@ class Steps:
             parts=parts,
         )
 
-    def renew(self, taken: Taken) -> bool:
-        """Keep the lease for another period; False if the work is no longer wanted or somebody else's."""
-        return bool(self._run("renew", taken.batch, taken.step, taken.token, self._lease_ms) == "kept")
+    def renew(self, taken: Taken) -> Renewal:
+        """Keep the lease for another period, or take it back if it ran out and nobody has it."""
+        outcome: Renewal = self._run("renew", taken.batch, taken.step, taken.token, self._lease_ms)
+        return outcome
 
     def defer(self, taken: Taken, delay: float) -> None:
         """Give the lease back; the step is due again after `delay` seconds."""
@@ -223,7 +227,6 @@ class Steps:
             tokens_kept,
             truncated,
             json.dumps(letters),
-            self._max_dead,
         )
         self._blobs.delete(
             taken.batch, [text_key(taken.batch), *(taken.part_key(model) for model in taken.parts)]

@@ -8,12 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from ledger.blobs import REQUEST_TTL
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
 from registry import errors
 from registry.celery_app import make_app
 from registry.codecs import pack_json, unpack_json
-from registry.errors import CodecError, FleetError, InfrastructureError, LedgerFull, UsageError, V5Error
+from registry.errors import (
+    CodecError,
+    FleetError,
+    InfrastructureError,
+    LedgerFull,
+    LedgerUnavailable,
+    Unanswered,
+    UsageError,
+    V5Error,
+)
 from registry.messages import Request
 from registry.models import OutputKind
 from registry.names import QUEUE_STORE, TASK_EMBED_QUERY, TASK_STORE, query_queue
@@ -65,16 +78,18 @@ class Fleet:
         """Send a request; `answer` waits for what comes back."""
         deadline = time.time() + self.settings.request_seconds
         pending = Pending(uuid.uuid4().hex, task, queue, deadline)
-        self.ledger.requests.ask(pending.id, pack_json(arguments))
+        seconds = int(self.settings.request_seconds) + REQUEST_TTL
+        self.ledger.requests.ask(pending.id, pack_json(arguments), seconds)
         self._send(pending)
         return pending
 
     def answer(self, pending: Pending) -> bytes:
         """Wait for an answer, asking again where a message may be lost or the store was away.
 
-        Raises the error that the fleet answered with, or FleetError if nobody answered in time.
+        Raises the error that the fleet answered with, or Unanswered if nobody answered in time.
         """
         began = time.time()
+        last: V5Error | None = None
         while True:
             blob = self.ledger.requests.wait(pending.id, min(REPEAT, pending.deadline - time.time()))
             if blob is not None:
@@ -82,30 +97,34 @@ class Fleet:
                 if failure is None:
                     self.ledger.requests.forget(pending.id)
                     return blob
-                if not isinstance(failure, InfrastructureError) or time.time() >= pending.deadline:
+                if not isinstance(failure, InfrastructureError):
                     self.ledger.requests.forget(pending.id)
                     raise failure
+                last = failure
                 time.sleep(1.0)
             if time.time() >= pending.deadline:
-                raise FleetError(
+                raise last or Unanswered(
                     f"no answer to {pending.task} in {self.settings.request_seconds:.0f} s; "
                     + self._absent(pending)
                 )
             if time.time() - began > ABSENT and not self._served(pending):
-                raise FleetError(f"nobody answers {pending.task}; {self._absent(pending)}")
+                raise last or Unanswered(f"nobody answers {pending.task}; {self._absent(pending)}")
             self._send(pending)
 
     def _send(self, pending: Pending) -> None:
         request = Request(id=pending.id, deadline=pending.deadline)
-        self.app.send_task(
-            pending.task,
-            kwargs=request.model_dump(),
-            queue=pending.queue,
-            ignore_result=True,
-            # A request nobody took in time is not worth a worker's while.
-            expires=max(1.0, pending.deadline - time.time()),
-            kwargsrepr=pending.id,
-        )
+        try:
+            self.app.send_task(
+                pending.task,
+                kwargs=request.model_dump(),
+                queue=pending.queue,
+                ignore_result=True,
+                # A request nobody took in time is not worth a worker's while.
+                expires=max(1.0, pending.deadline - time.time()),
+                kwargsrepr=pending.id,
+            )
+        except (OperationalError, RedisError, OSError) as error:
+            raise LedgerUnavailable(f"the broker took no request: {error}") from error
 
     def _served(self, pending: Pending) -> bool:
         model = pending.queue.removeprefix("query.") if pending.queue.startswith("query.") else ""
@@ -167,10 +186,22 @@ class Fleet:
             pending[model] = self.ask(TASK_EMBED_QUERY, query_queue(model), arguments)
         return {model: self.answer(request) for model, request in pending.items()}
 
-    def absent_models(self, plan: Plan) -> list[str]:
-        """Models of the plan that no living worker serves."""
-        serving = {process.model for process in self.ledger.alive.list()}
-        return [model for model in plan.models if model not in serving]
+    def unserved(self, plan: Plan) -> dict[str, str]:
+        """Models of the plan that no living worker serves in the plan's space, and what to do."""
+        living = [process for process in self.ledger.alive.list() if process.kind == "worker"]
+        found = {}
+        for model in plan.models:
+            mine = [process for process in living if process.model == model]
+            wanted = {kind: plan.space(model, kind).fingerprint for kind in plan.kinds(model)}
+            if not mine:
+                found[model] = f"no worker for {model} is alive; start one with `v5 worker {model}`"
+            elif not any(
+                all(p.spaces.get(kind, space) == space for kind, space in wanted.items()) for p in mine
+            ):
+                task = plan.space(model, plan.kinds(model)[0]).task
+                how = f"v5 worker {model} --task {task}" if task else f"v5 worker {model}"
+                found[model] = f"the workers for {model} serve another space; start one with `{how}`"
+        return found
 
 
 def _collection(answer: dict[str, Any]) -> Collection:

@@ -19,7 +19,7 @@ from producer.fleet import Fleet
 from producer.problem import Problem
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
-from registry.errors import InfrastructureError, JobClosed, JobUnknown, LedgerRewound
+from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound
 from registry.plan import Plan
 
 T = TypeVar("T")
@@ -131,15 +131,22 @@ class Submission:
                     # The collection is the final ledger: what is stored is skipped, the rest is staged anew.
                     self._say_waiting("Redis has lost data; starting over with what is not stored yet")
                     job = self._open()
+            else:
+                raise FleetError(
+                    f"in each of {MOST_PASSES} passes Redis lost text of chunks on their way; mend Redis (`v5 "
+                    f"doctor`), then submit again: job {job.id} goes on with what is not stored yet"
+                )
             state = self._patient(lambda: self._ledger.jobs.seal(job.id))
             last = self._look(job.id, force=True)
         except JobClosed as error:
             last = self._look(job.id, force=True)
             state = last.state
+            if state in ("sealed", "done"):
+                raise FleetError(f"{error}; another producer ended it. Submit again to go on") from error
             self._say_waiting(str(error))
         finally:
             with contextlib.suppress(InfrastructureError):
-                self._ledger.jobs.let_go(job.id)
+                self._ledger.jobs.let_go(job.id, self._holder)
         seconds = time.monotonic() - began
         progress = self.progress
         return Summary(
@@ -162,12 +169,14 @@ class Submission:
 
     def _open(self) -> Job:
         """Adopt or open the job; wait for what an earlier run left in flight."""
-        job, adopted = self._patient(
-            lambda: self._ledger.jobs.open(self._collection, self._plan, self._corpus.sources)
-        )
+        sources = self._corpus.sources
+        job, adopted = self._patient(lambda: self._ledger.jobs.open(self._collection, self._plan, sources))
         self.progress.job, self.progress.adopted = job.id, adopted
         self._base = job.done
-        job = self._drain(job.id)
+        if self._drain(job.id).state == "open" and adopted:
+            # Adopted again with nothing under way, it starts now: newer than what others wrote meanwhile.
+            self._patient(lambda: self._ledger.jobs.open(self._collection, self._plan, sources))
+        job = self._look(job.id, force=True)
         # What an earlier run staged is found in the collection by the coming pass.
         self._base, self._next = job.done, job.next
         self.progress.done = 0
@@ -204,7 +213,7 @@ class Submission:
     def _bury(self, job: str, letters: list[DeadLetter]) -> None:
         if not letters:
             return
-        state = self._patient(lambda: self._ledger.jobs.bury(job, letters, self._settings.max_dead))
+        state = self._patient(lambda: self._ledger.jobs.bury(job, letters))
         if state == "paused":
             raise JobClosed(
                 f"job {job} pauses at {self._settings.max_dead} dead letters; see `v5 dead {job}`, then "

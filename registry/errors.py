@@ -70,6 +70,10 @@ class StoreUnavailable(InfrastructureError):
     """The vector store cannot be reached, opened or written."""
 
 
+class Unanswered(InfrastructureError):
+    """Nobody answered a request in time."""
+
+
 class StoreRefused(V5Error):
     """The store will never accept this write, whatever the number of tries."""
 

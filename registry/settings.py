@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     #: … or at this much text, whichever comes first.
     batch_bytes: int = Field(default=MIB // 4, ge=1024)
     #: So many chunks are read ahead and sorted by length before batches are cut.
-    window_chunks: int = Field(default=2048, ge=1)
+    window_chunks: int = Field(default=2048, ge=1, le=10_000)
     #: … or this much text.
     window_bytes: int = Field(default=16 * MIB, ge=1024)
     #: A chunk with more text than this is set aside with a message.

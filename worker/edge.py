@@ -29,7 +29,7 @@ MOST_UNEXPECTED = 5
 
 
 class Abandoned(Exception):
-    """The lease went to somebody else, or the batch is not wanted any more."""
+    """What is being done is not wanted any more: recorded by another, or its batch has ended."""
 
 
 def backoff(tries: int) -> float:
@@ -76,8 +76,7 @@ class Edge:
             self._doorbell.ring(batch, step)
             return self._count("given back")
         except BlobLost as error:
-            log.error("%s: batch %s is dropped; submit again to stage it anew", error, batch)
-            return self._count(self._drop(batch))
+            return self._count(self._drop(batch, error))
         except SpaceMismatch as error:
             log.error("%s", error)
             self._defer(taken, MOST_BACKOFF)
@@ -108,10 +107,12 @@ class Edge:
         except InfrastructureError as error:
             log.warning("could not give back %s of %s: %s", taken.step, taken.batch, error)
 
-    def _drop(self, batch: str) -> str:
+    def _drop(self, batch: str, why: BlobLost) -> str:
         try:
-            self._ledger.jobs.drop(batch)
+            if not self._ledger.jobs.drop(batch):
+                return "closed"
         except InfrastructureError as error:
             log.warning("could not drop %s: %s", batch, error)
             return "deferred"
+        log.error("%s: batch %s is dropped; its producer stages it anew", why, batch)
         return "dropped"

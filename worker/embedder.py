@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, cast
 
 from ledger.alive import Process
@@ -58,8 +58,7 @@ class EmbedWorker(FleetProcess):
         encoder = load_encoder(self.model, self.model_task, self.settings, kinds)
         warm_up(encoder, kinds)
         self.encoder = encoder
-        self.process = replace(
-            self.process,
+        self.change(
             device=encoder.numerics.device,
             spaces={kind: encoder.space(kind).fingerprint for kind in kinds},
             numerics=asdict(encoder.numerics),
@@ -141,7 +140,7 @@ class EmbedWorker(FleetProcess):
 
 
 class _Renewal:
-    """Renews a lease at micro-batches, well before it runs out; raises Abandoned when it is lost."""
+    """Renews a lease at micro-batches, well before it runs out; raises Abandoned when the work is not wanted."""
 
     def __init__(self, worker: EmbedWorker, taken: Taken) -> None:
         self._worker = worker
@@ -154,5 +153,7 @@ class _Renewal:
         if now - self._last < self._every:
             return
         self._last = now
-        if not self._worker.ledger.steps.renew(self._taken):
+        # Where another worker has the lease, too, the first to finish wins: if each gave up for the next, a
+        # text slower than a lease would never end.
+        if self._worker.ledger.steps.renew(self._taken) in ("recorded", "closed"):
             raise Abandoned

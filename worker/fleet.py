@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from ledger.ledger import Ledger
 from registry.errors import FleetError, StoreUnavailable, V5Error
 from registry.plan import Plan, plan_from_json
 from registry.settings import Settings
+from worker.supervised import birth
 from worker.supervisor import GRACE, Layout
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,11 @@ def up(
     try:
         return fresh, _wait_ready(settings, layout, timeout, supervisor, said)
     except BaseException:
-        if fresh:
+        if supervisor is not None:
+            # It may not have come as far as being found by `down`.
+            supervisor.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                supervisor.wait(GRACE + 20)
             down(settings)
         raise
 
@@ -144,7 +150,8 @@ def _wait_ready(
 
 def _ready_pids(ledger: Ledger) -> dict[int, str]:
     try:
-        return {p.pid: p.device or "store" for p in ledger.alive.list() if p.condition == "ready"}
+        here = [p for p in ledger.alive.list() if p.host == socket.gethostname()]
+        return {p.pid: p.device or "store" for p in here if p.condition == "ready"}
     except V5Error:
         return {}
 
@@ -154,13 +161,13 @@ def down(settings: Settings, timeout: float = GRACE + 20) -> list[str]:
     state = read_state(settings)
     names = [p["name"] for p in state["processes"] if p["pid"]] if state else []
     if is_running(settings) and state is not None:
-        os.kill(state["pid"], signal.SIGTERM)
+        _signal(state, signal.SIGTERM)
         end = time.monotonic() + timeout
         while is_running(settings) and time.monotonic() < end:
             time.sleep(0.05)
         if is_running(settings):
             log.warning("the supervisor did not stop and is killed")
-            os.kill(state["pid"], signal.SIGKILL)
+            _signal(state, signal.SIGKILL)
     _end_strays(settings, state)
     return names
 
@@ -172,23 +179,19 @@ def _end_strays(settings: Settings, state: dict[str, Any] | None = None) -> None
         return
     end = time.monotonic() + GRACE
     for process in state["processes"]:
-        while process["pid"] and _is_ours(process["pid"]):
+        while process["pid"] and birth(process["pid"]) == process["born"]:
             if time.monotonic() > end:
-                os.kill(process["pid"], signal.SIGKILL)
+                _signal(process, signal.SIGKILL)
             time.sleep(0.05)
     with contextlib.suppress(OSError):
         Layout(settings.data_dir.absolute()).state.unlink()
 
 
-def _is_ours(pid: int) -> bool:
-    """Whether a process of that id runs and looks like one of a fleet (ids are used again)."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        condition = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    names = (b"\x00v5\x00", b"valkey-server", b"redis-server")
-    return condition != "Z" and any(name in command for name in names)
+def _signal(process: dict[str, Any], number: signal.Signals) -> None:
+    """Send a signal to a process of the state file, if it is still the one that was written down."""
+    if process["pid"] and birth(process["pid"]) == process["born"]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process["pid"], number)
 
 
 def tail(path: Path, lines: int = LOG_LINES) -> str:

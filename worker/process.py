@@ -45,6 +45,7 @@ class FleetProcess:
         self.doorbell = Doorbell(self.app, settings)
         self.edge = Edge(self.ledger, self.doorbell, self.give_up)
         self.stopping = threading.Event()
+        self._changing = threading.Lock()
         self._announcer = threading.Thread(target=self._announce, name="announce", daemon=True)
 
     def prepare(self) -> None:
@@ -84,6 +85,8 @@ class FleetProcess:
         worker.start()
         code = int(worker.exitcode or 0)
         self.stopping.set()
+        # Only now: as a bootstep's stop it would run before the pool's threads have ended.
+        self.release()
         try:
             self.ledger.alive.withdraw(self.process)
         except V5Error as error:
@@ -98,11 +101,16 @@ class FleetProcess:
 
     def say(self, condition: Condition, note: str = "") -> None:
         """Change what the process announces about itself."""
-        self.process = replace(self.process, condition=condition, note=note)
+        self.change(condition=condition, note=note)
         try:
             self.ledger.alive.announce(self.process)
         except V5Error as error:
             log.warning("could not announce: %s", error)
+
+    def change(self, **fields: Any) -> None:
+        """Change the process' description of itself; the announcer reads it from another thread."""
+        with self._changing:
+            self.process = replace(self.process, **fields)
 
     def wait_for_room(self, relieve: Callable[[], bool] | None = None) -> None:
         """Wait while Redis is at its maxmemory: a consumer would lose the first message it takes and die.
@@ -127,7 +135,10 @@ class FleetProcess:
 
     def _announce(self) -> None:
         while not self.stopping.wait(self.settings.alive_seconds / 3):
-            self.say(self.process.condition, self.process.note)
+            try:
+                self.ledger.alive.announce(self.process)
+            except V5Error as error:
+                log.warning("could not announce: %s", error)
 
     def _install_steps(self) -> None:
         owner = self
@@ -147,9 +158,6 @@ class FleetProcess:
                     log.error("%s", error)
                     raise SystemExit(EXIT_CONFIG) from error
 
-            def stop(self, _parent: Any) -> None:
-                owner.release()
-
         self.app.steps["worker"].add(Resident)
         # Weak references would drop these closures.
         signals.worker_ready.connect(lambda **_: owner._ready(), weak=False)
@@ -161,4 +169,4 @@ class FleetProcess:
 
     def _shutting_down(self) -> None:
         self.stopping.set()
-        self.process = replace(self.process, condition="stopping")
+        self.change(condition="stopping")

@@ -50,6 +50,11 @@ class Child:
     _wait: float = BACKOFF
 
     @property
+    def born(self) -> int:
+        """When it started, in the kernel's ticks: with the pid, its name for good. 0 if it does not run."""
+        return birth(self.pid)
+
+    @property
     def pid(self) -> int:
         """Process id, 0 while it does not run."""
         return self.process.pid if self.process is not None and self.process.poll() is None else 0
@@ -105,6 +110,15 @@ class Child:
             log.warning("%s did not stop in %.0f s and is killed", self.name, grace)
             self.process.kill()
             self.process.wait()
+
+
+def birth(pid: int) -> int:
+    """Start of a process in ticks since boot; 0 if it does not run (or has ended and was not waited for)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
 
 
 def stop_all(children: list[Child], grace: float) -> None:

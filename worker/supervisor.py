@@ -21,7 +21,7 @@ from registry.plan import Plan
 from registry.settings import Settings
 from worker import private_redis
 from worker.devices import cuda_devices
-from worker.supervised import Child, stop_all
+from worker.supervised import Child, birth, stop_all
 
 log = logging.getLogger(__name__)
 
@@ -124,16 +124,20 @@ class Supervisor:
                 f"a fleet already runs in {self.layout.root}; see it with `v5 ps`, stop it with `v5 down`"
             ) from None
         self._lock = lock
+        # What an earlier supervisor said is not true of this one.
+        self.layout.state.unlink(missing_ok=True)
 
     def _write_state(self) -> None:
         children = [*([self.redis] if self.redis else []), *self.children]
         state = {
             "pid": os.getpid(),
+            "born": birth(os.getpid()),
             "plan": self.plan.model_dump_json(),
             "processes": [
                 {
                     "name": child.name,
                     "pid": child.pid,
+                    "born": child.born,
                     "restarts": child.restarts,
                     "last_exit": child.last_exit,
                     "failed": child.failed,

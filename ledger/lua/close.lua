@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object, limit
+-- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object
 -- After the store's acknowledgement: ends the batch and moves the job's totals, once.
 local batch = ARGV[1]
 local key = batch_key(batch)
@@ -12,7 +12,7 @@ for id, letter in pairs(cjson.decode(ARGV[6])) do
 end
 redis.call('HINCRBY', about, 'done', ARGV[2])
 local total = redis.call('HINCRBY', about, 'dead', dead)
-if total >= tonumber(ARGV[7]) and redis.call('HGET', about, 'state') == 'open' then
+if dead > 0 and total >= tonumber(redis.call('HGET', about, 'max_dead')) and redis.call('HGET', about, 'state') == 'open' then
   redis.call('HSET', about, 'state', 'paused')
 end
 redis.call('HINCRBY', about, 'tokens_seen', ARGV[3])

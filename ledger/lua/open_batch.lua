@@ -5,9 +5,9 @@ local credit, limit, ring = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[
 local key = job_key(job)
 local state = redis.call('HGET', key, 'state')
 if not state then return { 'gone' } end
-if state ~= 'open' then return { 'closed', state } end
 local next_n = tonumber(redis.call('HGET', key, 'next'))
 if n == next_n - 1 and redis.call('HGET', key, 'last') == digest then return { 'already' } end
+if state ~= 'open' then return { 'closed', state } end
 if n ~= next_n then return { 'gap', next_n } end
 local used = tonumber(redis.call('GET', P .. 'credit') or '0')
 if used > 0 and used + credit > limit then return { 'full', used } end

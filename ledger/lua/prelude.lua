@@ -31,6 +31,7 @@ local function finish_if_done(job, now)
   if redis.call('SCARD', open_key(job)) > 0 then return false end
   redis.call('HSET', key, 'state', 'done', 'finished', now)
   redis.call('HDEL', P .. 'active:' .. redis.call('HGET', key, 'collection'), job)
-  redis.call('DEL', P .. 'adopt:' .. redis.call('HGET', key, 'signature'))
+  local adopt = P .. 'adopt:' .. redis.call('HGET', key, 'signature')
+  if redis.call('GET', adopt) == job then redis.call('DEL', adopt) end
   return true
 end

@@ -6,6 +6,9 @@ if redis.call('EXISTS', key) == 0 then return 'closed' end
 if step ~= 'aggregate' and redis.call('HEXISTS', key, 'part:' .. string.sub(step, 7)) == 1 then
   return 'recorded'
 end
-if redis.call('HGET', key, 'lease:' .. step) ~= token then return 'lost' end
+local holder = redis.call('HGET', key, 'lease:' .. step)
+if holder and holder ~= token then return 'lost' end
+-- It ran out and nobody took it: it is ours again.
+if not holder then redis.call('HSET', key, 'lease:' .. step, token) end
 redis.call('ZADD', steps_key(step), now_ms() + tonumber(ARGV[4]), batch)
 return 'kept'

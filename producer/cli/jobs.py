@@ -105,9 +105,11 @@ def cancel(job: str, as_json: bool) -> None:
     Example:
       v5 cancel 261122-101500-1a2b3c
     """
-    dropped = _ledger().jobs.cancel(job)
+    state, dropped = _ledger().jobs.cancel(job)
     if as_json:
-        print_json({"job": job, "dropped_batches": dropped})
+        print_json({"job": job, "state": state, "dropped_batches": dropped})
+    elif state == "done":
+        click.echo(f"job {job} was done already; nothing is changed")
     else:
         click.echo(f"job {job} is cancelled; {dropped} open batches were dropped")
 

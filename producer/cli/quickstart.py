@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -24,7 +25,7 @@ PACKAGES = ("json", "http", "html", "logging", "urllib", "concurrent")
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave the fleet up.")
+@click.option("--keep", is_flag=True, help="Leave the fleet up. One that was up before is left up anyway.")
 @data_dir
 def quickstart(keep: bool) -> None:
     """See it work: start a fleet, embed real source code with two models, search it.
@@ -45,6 +46,8 @@ def quickstart(keep: bool) -> None:
     began = time.monotonic()
     click.secho(f"V5 quickstart in {settings.data_dir}", bold=True)
     click.echo(f"primary {PRIMARY} (onnxruntime), companion {COMPANION} (sentence-transformers)\n")
+    # A fleet that was up before is the user's: it is used, and left as it was.
+    keep = _is_up() or keep
     try:
         _run("up", "--primary", PRIMARY, "--companion", COMPANION)
         _run("submit", *corpus, "--collection", COLLECTION, "--exclude", "test/", shown=_short(corpus))
@@ -64,6 +67,12 @@ def quickstart(keep: bool) -> None:
     click.echo('  v5 search "what you are looking for" --collection mine')
     if keep:
         click.echo("  v5 down")
+
+
+def _is_up() -> bool:
+    """Whether a fleet runs here already."""
+    seen = subprocess.run([sys.executable, "-m", "v5", "ps", "--json"], capture_output=True)
+    return seen.returncode == 0 and bool(json.loads(seen.stdout)["supervisor"])
 
 
 def _run(*arguments: str, check: bool = True, shown: str = "") -> None:

@@ -49,13 +49,8 @@ def submit(collection: str, as_json: bool, **options: Any) -> None:
     fleet = Fleet(settings)
     plan = plan or _fleet_plan(fleet)
     meter = Meter(as_json=as_json)
-    absent = fleet.absent_models(plan)
-    if absent:
-        click.echo(
-            f"warning: no worker for {', '.join(absent)} is alive; those steps wait until one is started "
-            f"(`v5 worker {absent[0]}`)",
-            err=True,
-        )
+    for what in fleet.unserved(plan).values():
+        click.echo(f"warning: {what}; its steps wait until then", err=True)
     submission = Submission(fleet, corpus, collection, plan, meter.show)
     try:
         with meter:

@@ -39,7 +39,7 @@ def test_a_full_server_refuses_new_work_and_empties_itself(ledger: Ledger, plan:
     with pytest.raises(LedgerFull):
         ledger.steps.put_part(first, b"x" * 100)
     # Everything on the way out still works.
-    assert ledger.steps.renew(first)
+    assert ledger.steps.renew(first) == "kept"
     assert not ledger.steps.record(first, space_mark(plan, NAMES[0]), PartRecord(first.token, 1, 0.1, "w"))
     assert ledger.steps.record(second, space_mark(plan, NAMES[1]), PartRecord(second.token, 1, 0.1, "w"))
     aggregate = ledger.steps.take(batch, "aggregate")

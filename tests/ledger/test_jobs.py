@@ -12,6 +12,7 @@ from ledger.jobs import DeadLetter
 from ledger.ledger import Ledger
 from registry.errors import FleetError, JobUnknown, UsageError
 from registry.plan import Plan, make_plan
+from registry.settings import Settings
 
 
 def test_the_same_unfinished_submission_is_adopted(ledger: Ledger, plan: Plan) -> None:
@@ -53,7 +54,9 @@ def test_one_producer_holds_a_job(ledger: Ledger, plan: Plan) -> None:
     with pytest.raises(FleetError, match="submitted by me"):
         ledger.jobs.hold(job.id, "you")
     assert not ledger.jobs.get(job.id).interrupted
-    ledger.jobs.let_go(job.id)
+    ledger.jobs.let_go(job.id, "you")
+    assert not ledger.jobs.get(job.id).interrupted
+    ledger.jobs.let_go(job.id, "me")
     assert ledger.jobs.get(job.id).interrupted
 
 
@@ -66,21 +69,47 @@ def test_the_hold_of_a_process_that_is_gone_is_taken_over(ledger: Ledger, plan: 
     ledger.jobs.hold(job.id, f"{here}:{os.getpid()}")
     with pytest.raises(FleetError):
         ledger.jobs.hold(job.id, f"{here}:{ended.pid}")
-    ledger.jobs.let_go(job.id)
+    ledger.jobs.let_go(job.id, f"{here}:{os.getpid()}")
     ledger.jobs.hold(job.id, f"elsewhere:{ended.pid}")
     with pytest.raises(FleetError, match="elsewhere"):
         ledger.jobs.hold(job.id, f"{here}:{os.getpid()}")
 
 
-def test_dead_letters_count_once_and_pause_the_job_at_the_limit(ledger: Ledger, plan: Plan) -> None:
+def test_dead_letters_count_once_and_pause_the_job_at_the_limit(
+    settings: Settings, ledger: Ledger, plan: Plan
+) -> None:
+    ledger = Ledger(settings.model_copy(update={"max_dead": 3}))
     job, _ = ledger.jobs.open("c", plan, ["a"])
     letters = [DeadLetter(str(i), "why", "read", "f:1") for i in range(3)]
-    assert ledger.jobs.bury(job.id, letters[:2], 3) == "open"
-    assert ledger.jobs.bury(job.id, letters[:2], 3) == "open"
+    assert ledger.jobs.bury(job.id, letters[:2]) == "open"
+    assert ledger.jobs.bury(job.id, letters[:2]) == "open"
     assert ledger.jobs.get(job.id).dead == 2
-    assert ledger.jobs.bury(job.id, letters, 3) == "paused"
+    assert ledger.jobs.bury(job.id, letters) == "paused"
     assert {letter.id for letter in ledger.jobs.dead(job.id)} == {"0", "1", "2"}
-    assert ledger.jobs.open("c", plan, ["a"])[0].state == "open"
+    # Submitted again, it goes on and tries them again.
+    again, adopted = ledger.jobs.open("c", plan, ["a"])
+    assert adopted
+    assert (again.id, again.state, again.dead) == (job.id, "open", 0)
+    assert not list(ledger.jobs.dead(job.id))
+    ledger.close()
+
+
+def test_an_adopted_job_with_nothing_under_way_starts_anew(ledger: Ledger, plan: Plan) -> None:
+    first, _ = ledger.jobs.open("c", plan, ["a"])
+    other, _ = ledger.jobs.open("c", plan, ["b"])
+    again, adopted = ledger.jobs.open("c", plan, ["a"])
+    assert adopted
+    assert first.started < other.started < again.started
+
+
+def test_cancelling_an_old_job_again_leaves_a_newer_one_alone(ledger: Ledger, plan: Plan) -> None:
+    old, _ = ledger.jobs.open("c", plan, ["a"])
+    assert ledger.jobs.cancel(old.id) == ("cancelled", 0)
+    new, _ = ledger.jobs.open("c", plan, ["a"])
+    ledger.jobs.cancel(old.id)
+    assert ledger.jobs.open("c", plan, ["a"]) == (ledger.jobs.get(new.id), True)
+    ledger.jobs.seal(new.id)
+    assert ledger.jobs.cancel(new.id) == ("done", 0)
 
 
 def test_an_unknown_job_is_a_clear_error(ledger: Ledger) -> None:

@@ -117,12 +117,12 @@ def test_a_live_lease_keeps_others_away_until_it_runs_out(ledger: Ledger, job: J
     stage(ledger, job)
     first = take(ledger, job, FIRST)
     assert ledger.steps.take(first.batch, FIRST) == Refused("live")
-    assert ledger.steps.renew(first)
+    assert ledger.steps.renew(first) == "kept"
     ledger.redis.zadd(f"v5:steps:{FIRST}", {first.batch: 1})
     second = take(ledger, job, FIRST)
     assert second.tries == 2
-    assert not ledger.steps.renew(first)
-    assert ledger.steps.renew(second)
+    assert ledger.steps.renew(first) == "lost"
+    assert ledger.steps.renew(second) == "kept"
 
 
 def test_of_two_workers_the_first_to_finish_wins_and_the_other_loses_only_its_own(
@@ -180,7 +180,7 @@ def test_deferring_gives_the_step_back(ledger: Ledger, job: Job) -> None:
     assert ledger.steps.due(FIRST, 0, 10) == [taken.batch]
     again = take(ledger, job, FIRST)
     ledger.steps.defer(taken, 0.0)  # late, by the one that had it before
-    assert ledger.steps.renew(again)
+    assert ledger.steps.renew(again) == "kept"
 
 
 def test_overdue_steps_are_rung_oldest_first_and_never_beyond_what_waits(ledger: Ledger, job: Job) -> None:
@@ -199,8 +199,27 @@ def test_ringing_an_overdue_step_ends_the_lease_that_ran_out(ledger: Ledger, job
     sleeper = take(ledger, job, FIRST)
     ledger.redis.zadd(f"v5:steps:{FIRST}", {sleeper.batch: 1})
     ledger.steps.due(FIRST, 0, 10)
-    assert not ledger.steps.renew(sleeper)
     assert isinstance(ledger.steps.take(sleeper.batch, FIRST), Taken)
+    assert ledger.steps.renew(sleeper) == "lost"
+
+
+def test_a_slow_worker_takes_its_lease_back_if_nobody_has_it(ledger: Ledger, job: Job) -> None:
+    stage(ledger, job)
+    slow = take(ledger, job, FIRST)
+    ledger.redis.zadd(f"v5:steps:{FIRST}", {slow.batch: 1})
+    ledger.steps.due(FIRST, 0, 10)
+    assert ledger.steps.renew(slow) == "kept"
+    assert ledger.steps.take(slow.batch, FIRST) == Refused("live")
+    assert finish(ledger, slow) is False
+    assert ledger.steps.renew(slow) == "recorded"
+
+
+def test_dropping_leaves_no_blob_of_any_part(ledger: Ledger, job: Job) -> None:
+    stage(ledger, job)
+    embed(ledger, job, FIRST)
+    assert len(ledger.redis.keys("v5:blob:*")) == 2
+    assert ledger.jobs.drop(f"{job.id}.0") is True
+    assert not ledger.redis.keys("v5:blob:*")
 
 
 def test_a_batch_whose_text_is_gone_or_damaged_is_dropped_as_lost(ledger: Ledger, job: Job) -> None:
@@ -224,7 +243,7 @@ def test_a_closed_batch_cannot_be_revived(ledger: Ledger, job: Job) -> None:
     stage(ledger, job)
     late = take(ledger, job, FIRST)
     ledger.jobs.drop(late.batch)
-    assert not ledger.steps.renew(late)
+    assert ledger.steps.renew(late) == "closed"
     ledger.steps.defer(late, 0.0)
     assert finish(ledger, late) is False
     ledger.steps.unrecord(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import asdict
 from typing import Any
@@ -124,7 +125,7 @@ def _report(settings: Settings) -> dict[str, Any]:
         ledger.close()
     rows = []
     for process in living:
-        mine = local.pop(process.pid, None)
+        mine = local.pop(process.pid, None) if process.host == socket.gethostname() else None
         rows.append({**asdict(process), "restarts": mine["restarts"] if mine else None})
     for pid, row in local.items():
         condition = "failed" if row["failed"] else "running" if pid else "restarting"
