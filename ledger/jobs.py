@@ -98,7 +98,8 @@ class Jobs:
     def open(self, collection: str, plan: Plan, sources: Sequence[str]) -> tuple[Job, bool]:
         """Adopt the unfinished job of the same submission, else open one; says whether it was adopted.
 
-        An adopted job that had paused forgets its dead letters: they are tried again. Raises UsageError if an unfinished job with another plan has the collection.
+        An adopted job that had paused forgets its dead letters: they are tried again. Raises UsageError if
+        an unfinished job with another plan has the collection.
         """
         fresh = f"{time.strftime('%y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         outcome, job = self._run(

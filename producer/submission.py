@@ -133,8 +133,8 @@ class Submission:
                     job = self._open()
             else:
                 raise FleetError(
-                    f"in each of {MOST_PASSES} passes Redis lost text of chunks on their way; mend Redis (`v5 "
-                    f"doctor`), then submit again: job {job.id} goes on with what is not stored yet"
+                    f"in each of {MOST_PASSES} passes Redis lost text on its way; mend Redis (`v5 doctor` "
+                    f"helps), then submit again: job {job.id} goes on with what is not stored yet"
                 )
             state = self._patient(lambda: self._ledger.jobs.seal(job.id))
             last = self._look(job.id, force=True)
