@@ -140,7 +140,7 @@ class EmbedWorker(FleetProcess):
 
 
 class _Renewal:
-    """Renews a lease at micro-batches, well before it runs out; raises Abandoned if the work is not wanted."""
+    """Renews a lease at micro-batches, well before it runs out; raises Abandoned if nobody wants the work."""
 
     def __init__(self, worker: EmbedWorker, taken: Taken) -> None:
         self._worker = worker
