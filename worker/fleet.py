@@ -168,6 +168,9 @@ def down(settings: Settings, timeout: float = GRACE + 20) -> list[str]:
         if is_running(settings):
             log.warning("the supervisor did not stop and is killed")
             _signal(state, signal.SIGKILL)
+        # Its lock is free a moment before it is gone.
+        while birth(state["pid"]) == state["born"] and time.monotonic() < end:
+            time.sleep(0.02)
     _end_strays(settings, state)
     return names
 
