@@ -139,7 +139,7 @@ def _open(graph: Path, device: Device, settings: Settings) -> Any:
     # Threads that spin while they wait take the cores from the tokenizer and from the other workers; where
     # nothing else runs they would gain 2 %.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Attention's smallest weights are denormals, which a CPU takes many times longer for: +1 to 3 %.
+    # Attention's smallest weights may be denormals, which a CPU takes many times longer for.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     # A pattern is kept for each shape of input, and ours are nearly all different.
     options.enable_mem_pattern = False
