@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ledger.blobs import Blobs, part_key, text_key
 from ledger.jobs import DeadLetter
 from ledger.scripts import Scripts
+from registry import spaces
 from registry.chunks import Chunk
 from registry.codecs import unpack_chunks
 from registry.errors import BlobLost, CodecError, JobClosed, LedgerRewound, SpaceMismatch
@@ -78,8 +79,7 @@ class Full:
 
 def space_mark(plan: Plan, model: str) -> str:
     """What a worker must serve to embed for a plan: the fingerprints of all outputs taken from a model."""
-    marks = sorted(plan.space(model, kind).fingerprint for kind in plan.kinds(model))
-    return "+".join(marks)
+    return spaces.space_mark(plan.space(model, kind) for kind in plan.kinds(model))
 
 
 class Steps:

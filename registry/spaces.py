@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from registry.errors import PlanError, SpaceMismatch
@@ -65,6 +66,11 @@ def space_of(spec: ModelSpec, kind: OutputKind, task: str = "", *, fake: bool = 
         normalised=kind != "sparse",
         output=kind,
     )
+
+
+def space_mark(spaces: Iterable[VectorSpace]) -> str:
+    """What a batch asks of a worker and a worker offers: the fingerprints of all outputs taken."""
+    return "+".join(sorted(space.fingerprint for space in spaces))
 
 
 def require_same(name: str, standing: VectorSpace, offered: VectorSpace, where: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from ledger.alive import Process
 from ledger.steps import PartRecord, Taken, space_mark
+from registry import spaces
 from registry.codecs import pack_part
 from registry.errors import SpaceMismatch, UsageError
 from registry.models import OutputKind, embedder
@@ -77,7 +78,7 @@ class EmbedWorker(FleetProcess):
         """One part: chunks in, vectors out, recorded."""
         encoder = self._serving()
         kinds = taken.plan.kinds(self.model)
-        mark = "+".join(sorted(encoder.space(kind).fingerprint for kind in kinds))
+        mark = spaces.space_mark(encoder.space(kind) for kind in kinds)
         wanted = space_mark(taken.plan, self.model)
         if mark != wanted:
             raise SpaceMismatch(

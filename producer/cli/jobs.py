@@ -46,7 +46,7 @@ def jobs(as_json: bool) -> None:
 
     table = Table(box=None, pad_edge=False)
     for heading in ("job", "collection", "state", "done", "staged", "dead", "open batches", "sources"):
-        table.add_column(heading, no_wrap=heading in ("process", "job"))
+        table.add_column(heading, no_wrap=heading == "job")
     for job in found:
         table.add_row(
             job.id, job.collection, _state(job), str(job.done), str(job.staged), str(job.dead),

@@ -21,11 +21,9 @@ STILL_EVERY = 20.0
 class Meter:
     """Shows a submission's or a job's progress; `total` is unknown until the corpus has been read."""
 
-    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._quiet = quiet
-        self._began = time.monotonic()
-        self._lined = self._began
+        self._lined = time.monotonic()
         self._said: tuple[int, int, str] = (0, 0, "")
         self._bar: Any = None
         self._task: Any = None
@@ -33,7 +31,7 @@ class Meter:
         self._marks: list[tuple[float, int]] = []
 
     def __enter__(self) -> Self:
-        if not self._as_json and not self._quiet and sys.stderr.isatty():
+        if not self._as_json and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
@@ -61,7 +59,7 @@ class Meter:
             self._bar.update(self._task, completed=progress.finished, total=total, said=self.line(progress))
             return
         moved = (progress.finished, progress.read, progress.waiting) != self._said
-        if self._quiet or now - self._lined < (LINE_EVERY if moved else STILL_EVERY):
+        if now - self._lined < (LINE_EVERY if moved else STILL_EVERY):
             return
         self._lined = now
         self._said = (progress.finished, progress.read, progress.waiting)

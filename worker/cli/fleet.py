@@ -97,7 +97,7 @@ def ps(as_json: bool) -> None:
 
     table = Table(box=None, pad_edge=False)
     for heading in ("process", "host", "pid", "device", "condition", "restarts", "note"):
-        table.add_column(heading, no_wrap=heading in ("process", "job"))
+        table.add_column(heading, no_wrap=heading == "process")
     for row in report["processes"]:
         table.add_row(
             row["name"], row["host"], str(row["pid"]), row["device"] or "–", row["condition"],
