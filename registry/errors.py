@@ -50,6 +50,11 @@ class LedgerUnavailable(InfrastructureError):
     """Redis cannot be reached or refuses to serve."""
 
 
+class LedgerUnfit(LedgerUnavailable):
+    """Redis answers, but cannot serve the fleet until somebody mends it: too old, a replica, evicting, over
+    TLS that is not trusted, or it refuses our login or a command."""
+
+
 class LedgerFull(InfrastructureError):
     """Redis is at its `maxmemory` and refuses writes."""
 
@@ -68,6 +73,11 @@ class LedgerRewound(V5Error):
 
 class StoreUnavailable(InfrastructureError):
     """The vector store cannot be reached, opened or written."""
+
+
+class StoreUnfit(StoreUnavailable):
+    """The vector store answers, but cannot serve the fleet until somebody mends it: too old, read-only, or
+    it does not accept the key."""
 
 
 class Unanswered(InfrastructureError):

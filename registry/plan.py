@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry.errors import PlanError
+from registry.index import Index, VectorIndex
 from registry.models import DEFAULT_ENSEMBLE, DEFAULT_PRIMARY, OutputKind, embedder
 from registry.spaces import VectorSpace, space_of
 
@@ -69,6 +70,8 @@ class Plan(BaseModel):
     ensemble: Ensemble | None = None
     #: Task per model; a model not named here runs under its default task.
     tasks: dict[str, str] = Field(default_factory=dict)
+    #: How the collection stores and indexes the vectors; no part of what the vectors are.
+    index: Index = Index()
     #: True for vectors made up by the test encoders; they live in spaces of their own.
     fake: bool = False
 
@@ -117,6 +120,7 @@ class Plan(BaseModel):
             if len(set(widths)) != len(widths):
                 raise PlanError(f"a Matryoshka prefix of {name} is named twice")
         self._check_ensemble()
+        self._check_index()
         for name in self.models:
             for kind in self.kinds(name):
                 space_of(embedder(name), kind, self.tasks.get(name, ""))
@@ -147,6 +151,23 @@ class Plan(BaseModel):
                 )
             if min(ensemble.weights) < 0 or sum(ensemble.weights) <= 0:
                 raise PlanError("ensemble weights must not be negative, nor all zero")
+
+    def _check_index(self) -> None:
+        if not self.index.vectors:
+            return
+        kinds = {vector.name: vector.kind for vector in self.vectors()}
+        for name in self.index.vectors:
+            if name not in kinds:
+                raise PlanError(
+                    f"an index is set for {name!r}, which is no vector of the plan ({', '.join(kinds)})"
+                )
+            if kinds[name] == "sparse":
+                raise PlanError(f"{name} is sparse: its index knows only `sparse_on_disk`")
+
+    def index_of(self, vector: NamedVector) -> VectorIndex:
+        """How the collection stores and indexes one of its dense or multi-vectors."""
+        of_kind = self.index.multi if vector.kind == "multi" else self.index.dense
+        return self.index.vectors.get(vector.name, of_kind)
 
     def kinds(self, name: str) -> tuple[OutputKind, ...]:
         """The outputs that the plan takes from a model."""

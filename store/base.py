@@ -79,6 +79,13 @@ class Store(Protocol):
     newer than the one offered.
     """
 
+    def connect(self) -> None:
+        """Make sure that the store can be used at all.
+
+        Raises StoreUnavailable if not now, and StoreUnfit if not until somebody mends it.
+        """
+        ...
+
     def open(self, collection: str, plan: Plan) -> CollectionInfo:
         """Create the collection for the plan, or check that it fits.
 

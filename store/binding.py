@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from registry.errors import SpaceMismatch
+from registry.index import VectorIndex
 from registry.plan import NamedVector, Plan, make_plan
 from registry.spaces import VectorSpace, require_same
 
@@ -41,7 +42,12 @@ class Binding:
                 require_same_vector(standing, vector, where)
         if not added:
             return self
-        return Binding(_union(self.plan, offered, where), {**self.vectors, **added})
+        plan = _union(self.plan, offered, where)
+        for vector in added.values():
+            # What comes with an offered plan is stored as that plan says.
+            if vector.kind != "sparse" and plan.index_of(vector) != (index := offered.index_of(vector)):
+                plan = _with_index(plan, vector.name, index)
+        return Binding(plan, {**self.vectors, **added})
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads."""
@@ -122,5 +128,11 @@ def _union(standing: Plan, offered: Plan, where: str) -> Plan:
         matryoshka=matryoshka,
         ensemble=standing.ensemble or offered.ensemble,
         tasks=tasks,
+        index=standing.index,
         fake=standing.fake,
     )
+
+
+def _with_index(plan: Plan, name: str, index: VectorIndex) -> Plan:
+    vectors = {**plan.index.vectors, name: index}
+    return plan.model_copy(update={"index": plan.index.model_copy(update={"vectors": vectors})})

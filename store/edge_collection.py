@@ -6,18 +6,28 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import qdrant_edge as edge
+
 from registry.errors import StoreRefused, StoreUnavailable
 from registry.plan import Plan
 from store import optimise
-from store.base import CollectionInfo
+from store.base import Point, Vector
 from store.binding import Binding
+from store.edge_operations import (
+    payload_operations,
+    query_request,
+    slices,
+    upsert_operations,
+    vector_operations,
+)
 from store.edge_shard import Shard
-from store.edge_words import in_our_words
+from store.edge_words import from_edge, in_our_words, with_vector
+from store.engine import Record
 from store.layout import layout
 from store.meta import Meta, read_meta, sync_path
 
@@ -26,7 +36,7 @@ _GIVE_WAY = 0.05
 
 
 class EdgeCollection:
-    """An open collection. Readers take `shard.lock` for one call, writers `writing()` around theirs."""
+    """An open collection (see store.engine). Readers hold `shard.lock`, writers are one at a time."""
 
     def __init__(self, directory: Path, meta: Meta, shard: Shard) -> None:
         self.name = directory.name
@@ -53,7 +63,7 @@ class EdgeCollection:
             # From here to the last line nothing was acknowledged, and `find` sees no collection.
             meta.write(directory)
             _discard(directory, keep=None)
-            shard = Shard.create(_shard_path(directory, 1), layout(binding.vectors.values()))
+            shard = Shard.create(_shard_path(directory, 1), layout(binding))
             meta = replace(meta, state="standing")
             meta.write(directory)
             return cls(directory, meta, shard)
@@ -83,14 +93,32 @@ class EdgeCollection:
         return self._meta.binding
 
     @property
-    def info(self) -> CollectionInfo:
-        """Name, plan and size."""
+    def points(self) -> int:
+        """See EngineCollection.points."""
         with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
-            return CollectionInfo(self.name, self.binding.plan, shard.points)
+            return shard.points
+
+    def retrieve(self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool) -> list[Record]:
+        """See EngineCollection.retrieve."""
+        with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
+            found = shard.read.retrieve([*ids], True if keys is None else [*keys], vectors)
+        return [Record(str(point.id), point.payload or {}, _vectors(point.vector)) for point in found]
+
+    def having(self, ids: Sequence[str], name: str) -> set[str]:
+        """See EngineCollection.having."""
+        request = edge.ScrollRequest(limit=len(ids), filter=with_vector(set(ids), name), with_payload=False)
+        with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
+            return {str(point.id) for point in shard.read.scroll(request)[0]}
+
+    def nearest(self, queries: dict[str, Vector], limit: int, prefetch: int) -> Iterable[tuple[str, float]]:
+        """See EngineCollection.nearest."""
+        with self.reading() as shard, in_our_words(f"searching collection {self.name!r}"):
+            scored = shard.read.query(query_request(queries, limit, prefetch, self.binding))
+        return [(str(point.id), point.score) for point in scored]
 
     def extend(self, plan: Plan) -> None:
-        """Add the plan's vectors that are not there. Raises SpaceMismatch before it changes anything."""
-        with self.writing():
+        """See EngineCollection.extend."""
+        with self._alone():
             where = f"collection {self.name!r}"
             binding = self.binding.extended(plan, where)
             if binding is self.binding:
@@ -103,14 +131,23 @@ class EdgeCollection:
                 self._add(meta)
 
     def _add(self, meta: Meta) -> None:
-        self.shard.add(meta.adding, layout(meta.binding.vectors.values()))
+        self.shard.add(meta.adding, layout(meta.binding))
         meta = replace(meta, adding=())
         meta.write(self._directory)
         self._meta = meta
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Be the one writer; a running optimisation gives way."""
+    def writing(self) -> Iterator[EdgeWriter]:
+        """See EngineCollection.writing. A running optimisation gives way."""
+        with in_our_words(f"writing to collection {self.name!r}"):
+            with self._alone():
+                writer = EdgeWriter(self.shard)
+                yield writer
+            # Outside, so that the next writer need not wait for the disk.
+            writer.shard.sync(writer.ticket)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         with self._counting:
             self._waiting += 1
         try:
@@ -194,7 +231,7 @@ class EdgeCollection:
 
     @contextmanager
     def reading(self) -> Iterator[Shard]:
-        """The shard, held in place."""
+        """See EngineCollection.reading: the shard, held in place."""
         while True:
             shard = self.shard
             with shard.lock:
@@ -204,12 +241,45 @@ class EdgeCollection:
 
     def close(self) -> None:
         """Wait for the writer, flush, and let go."""
-        with self.writing(), in_our_words(f"closing collection {self.name!r}"):
+        with self._alone(), in_our_words(f"closing collection {self.name!r}"):
             self.shard.close()
+
+
+class EdgeWriter:
+    """Writes to a shard, in slices; `ticket` is what `Shard.sync` wants."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.ticket = 0
+
+    def upsert(self, points: Sequence[Point], started: int) -> None:
+        """See Writer.upsert."""
+        self._write(points, lambda some: upsert_operations(some, started))
+
+    def update_vectors(self, points: Sequence[Point], started: int) -> None:
+        """See Writer.update_vectors."""
+        self._write(points, lambda some: vector_operations(some, started))
+
+    def update_payload(self, points: Sequence[Point], started: int) -> None:
+        """See Writer.update_payload."""
+        self._write(points, lambda some: payload_operations(some, started))
+
+    def _write(
+        self,
+        points: Sequence[Point],
+        operations: Callable[[Sequence[Point]], Iterable[edge.UpdateOperation]],
+    ) -> None:
+        for some, size in slices(points):
+            self.ticket = self.shard.write(operations(some), size)
 
 
 class _WriterWaits(Exception):
     """A writer wants the collection."""
+
+
+def _vectors(found: object) -> dict[str, Vector]:
+    """Named vectors as Edge returns them; something else where none were asked for."""
+    return {name: from_edge(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _shard_path(directory: Path, number: int) -> Path:

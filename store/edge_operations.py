@@ -10,8 +10,10 @@ import qdrant_edge as edge
 
 from registry.errors import StoreRefused
 from store.base import Point, Vector
+from store.binding import Binding
 from store.edge_words import not_newer, same_text, to_edge
 from store.fusion import RRF_K, depth
+from store.layout import OVERSAMPLING, quantized
 from store.points import content_hash_of
 from store.vectors import nbytes
 
@@ -60,17 +62,30 @@ def payload_operations(points: Sequence[Point], started: int) -> Iterator[edge.U
         yield _row(point, partial(_overwrite, allowed))
 
 
-def query_request(queries: dict[str, Vector], limit: int, prefetch: int) -> edge.QueryRequest:
+def query_request(
+    queries: dict[str, Vector], limit: int, prefetch: int, binding: Binding
+) -> edge.QueryRequest:
     """The nearest by one vector, or all candidates of several, fused and not yet cut (see store.fusion)."""
-    nearest = [edge.Query.Nearest(to_edge(vector), using=name) for name, vector in queries.items()]
+    nearest = {name: edge.Query.Nearest(to_edge(vector), using=name) for name, vector in queries.items()}
     if len(nearest) == 1:
-        return edge.QueryRequest(limit=limit, query=nearest[0])
+        ((name, query),) = nearest.items()
+        return edge.QueryRequest(limit=limit, query=query, params=_params(binding, name))
     each = depth(limit, prefetch)
     return edge.QueryRequest(
         limit=each * len(nearest),
-        prefetches=[edge.Prefetch(limit=each, query=one) for one in nearest],
+        prefetches=[
+            edge.Prefetch(limit=each, query=query, params=_params(binding, name))
+            for name, query in nearest.items()
+        ],
         query=edge.Fusion.Rrf(RRF_K),  # type: ignore[arg-type]  # the stub does not make it a Fusion
     )
+
+
+def _params(binding: Binding, name: str) -> edge.SearchParams | None:
+    if not quantized(binding, name):
+        return None
+    rescored = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+    return edge.SearchParams(quantization=rescored)
 
 
 def _row(point: Point, build: Callable[[Point], _Row]) -> _Row:

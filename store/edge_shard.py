@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import qdrant_edge as edge
 
 from store.edge_words import config, creation
-from store.layout import PAYLOAD_INDEXES, VectorLayout
+from store.layout import PAYLOAD_INDEXES, Layout
 from store.meta import sync_path
 
 #: Bytes of vectors written between two flushes. Between them the log alone carries what was written, and is
@@ -37,10 +37,10 @@ class Shard:
         self._unflushed = 0
 
     @classmethod
-    def create(cls, directory: Path, vectors: Sequence[VectorLayout]) -> Shard:
+    def create(cls, directory: Path, layout: Layout) -> Shard:
         """Make an empty shard in a directory that does not exist."""
         directory.mkdir()
-        shard = cls(directory, edge.EdgeShard.create(str(directory), config(vectors)))
+        shard = cls(directory, edge.EdgeShard.create(str(directory), config(layout)))
         # Before the first point, so that every segment is born with them.
         for path, schema in PAYLOAD_INDEXES.items():
             shard._edge.update(edge.UpdateOperation.create_field_index(path, _INDEXES[schema]))
@@ -53,17 +53,17 @@ class Shard:
         """Open a shard, replaying its log."""
         return cls(directory, edge.EdgeShard.load(str(directory)))
 
-    def add(self, names: Iterable[str], vectors: Sequence[VectorLayout]) -> None:
-        """Add the named vectors; `vectors` is the whole layout that results. Nothing may stand under them."""
+    def add(self, names: Iterable[str], layout: Layout) -> None:
+        """Add the named vectors; `layout` is the whole that results. Nothing may stand under them."""
         with self.lock:
-            for vector in vectors:
+            for vector in layout.vectors:
                 if vector.name in names:
                     # An attempt that died may have left one of that name with other parameters.
                     self._edge.update(edge.UpdateOperation.delete_vector_name(vector.name))
                     self._edge.update(creation(vector))
             # The operation cannot say what the configuration can: no graph, on disk.
             self._edge.close()
-            self._edge = edge.EdgeShard.load(str(self.directory), config(vectors))
+            self._edge = edge.EdgeShard.load(str(self.directory), config(layout))
             self.flush()
 
     @property

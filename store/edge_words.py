@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -11,16 +11,14 @@ import numpy as np
 import qdrant_edge as edge
 
 from registry.errors import StoreRefused, StoreUnavailable, V5Error
+from registry.index import VectorIndex
 from registry.models import OutputKind
 from store.base import SparseVector, Vector
-from store.layout import VectorLayout
+from store.layout import Layout, VectorLayout
 from store.points import CONTENT_HASH, STARTED
 
 #: Beginnings of Qdrant's messages that say nothing against the request (OperationError in its segment crate).
 _NOT_THE_REQUEST = ("Service runtime error", "Inconsistent storage", "Out of memory", "Operation cancelled")
-#: Qdrant's own defaults for a graph, which Edge wants spelled out.
-_EF_CONSTRUCT = 100
-_FULL_SCAN_KB = 10_000
 _COSINE = edge.Distance.Cosine
 
 
@@ -80,22 +78,31 @@ def with_vector(points: set[str], name: str) -> edge.Filter:
     return edge.Filter(must=[edge.HasIdCondition(set(points)), edge.HasVectorCondition(name)])
 
 
-def config(vectors: Iterable[VectorLayout]) -> edge.EdgeConfig:
+def config(layout: Layout) -> edge.EdgeConfig:
     """A shard's configuration."""
     dense, sparse = {}, {}
-    for vector in vectors:
+    for vector in layout.vectors:
+        index = vector.index
         if vector.kind == "sparse":
-            sparse[vector.name] = edge.EdgeSparseVectorParams()
+            sparse[vector.name] = edge.EdgeSparseVectorParams(memory=_memory(layout.sparse_on_disk))
         else:
             dense[vector.name] = edge.EdgeVectorParams(
                 vector.dimension,
                 _COSINE,
                 multivector_config=_comparator(vector.kind),
                 datatype=_datatype(vector),
-                memory=edge.Memory.Cold if vector.on_disk else edge.Memory.Cached,
-                hnsw_config=None if vector.graph else edge.HnswIndexConfig(0, _EF_CONSTRUCT, _FULL_SCAN_KB),
+                quantization_config=_quantization(index),
+                memory=_memory(index.on_disk),
+                hnsw_config=edge.HnswIndexConfig(
+                    index.m,
+                    index.ef_construct,
+                    index.full_scan_kb,
+                    memory=_memory(index.graph_on_disk),
+                ),
             )
-    return edge.EdgeConfig(vectors=dense, sparse_vectors=sparse)
+    return edge.EdgeConfig(
+        vectors=dense, sparse_vectors=sparse, payload_memory=_memory(layout.payload_on_disk)
+    )
 
 
 def creation(vector: VectorLayout) -> edge.UpdateOperation:
@@ -112,4 +119,22 @@ def _comparator(kind: OutputKind) -> edge.MultiVectorConfig | None:
 
 
 def _datatype(vector: VectorLayout) -> edge.VectorStorageDatatype:
-    return edge.VectorStorageDatatype.Float16 if vector.half else edge.VectorStorageDatatype.Float32
+    return edge.VectorStorageDatatype.Float16 if vector.index.half else edge.VectorStorageDatatype.Float32
+
+
+def _memory(on_disk: bool) -> edge.Memory:
+    return edge.Memory.Cold if on_disk else edge.Memory.Cached
+
+
+def _quantization(
+    index: VectorIndex,
+) -> edge.ScalarQuantizationConfig | edge.BinaryQuantizationConfig | None:
+    match index.quantization:
+        case "int8":
+            return edge.ScalarQuantizationConfig(
+                edge.ScalarType.Int8, index.quantile, memory=_memory(not index.always_ram)
+            )
+        case "binary":
+            return edge.BinaryQuantizationConfig(memory=_memory(not index.always_ram))
+        case _:
+            return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from registry.index import VectorIndex
 from registry.models import OutputKind
-from registry.plan import NamedVector
+from store.binding import Binding
 
 #: Payload paths and the index each gets before the first point: `path` and `content_hash` are filtered on by
 #: people and by writes, `v5.started` by every conditional write.
@@ -16,6 +16,9 @@ PAYLOAD_INDEXES: dict[str, Literal["keyword", "integer"]] = {
     "content_hash": "keyword",
     "v5.started": "integer",
 }
+
+#: Candidates taken from a quantized copy per result; the vectors themselves decide among them.
+OVERSAMPLING = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,28 +33,32 @@ class VectorLayout:
     kind: OutputKind
     #: Length of the vector or of each row; 0 for sparse.
     dimension: int
-    #: Stored as float16 instead of float32.
-    half: bool
-    #: Read from disk when needed instead of being kept in the page cache.
-    on_disk: bool
-    #: Whether an HNSW graph is built over it.
-    graph: bool
+    index: VectorIndex
 
 
-def layout(vectors: Iterable[NamedVector]) -> tuple[VectorLayout, ...]:
-    """The layout of a collection with these vectors.
+@dataclass(frozen=True)
+class Layout:
+    """A whole collection."""
 
-    A multi-vector is hundreds of rows per point: a graph over it costs more than everything else together,
-    and it serves to reorder few candidates, so it has none, half the bytes, and stays on disk.
-    """
-    return tuple(
-        VectorLayout(
-            vector.name,
-            vector.kind,
-            vector.dimension,
-            half=vector.kind == "multi",
-            on_disk=vector.kind == "multi",
-            graph=vector.kind == "dense",
-        )
-        for vector in vectors
+    vectors: tuple[VectorLayout, ...]
+    sparse_on_disk: bool
+    payload_on_disk: bool
+
+
+def layout(binding: Binding) -> Layout:
+    """The layout of a collection with this binding."""
+    plan = binding.plan
+    return Layout(
+        tuple(
+            VectorLayout(vector.name, vector.kind, vector.dimension, plan.index_of(vector))
+            for vector in binding.vectors.values()
+        ),
+        plan.index.sparse_on_disk,
+        plan.index.payload_on_disk,
     )
+
+
+def quantized(binding: Binding, name: str) -> bool:
+    """Whether searches in that vector run over a quantized copy."""
+    vector = binding.vectors[name]
+    return vector.kind != "sparse" and bool(binding.plan.index_of(vector).quantization)

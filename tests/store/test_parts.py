@@ -8,6 +8,7 @@ import pytest
 
 from registry.chunks import Chunk, chunk_id
 from registry.errors import SpaceMismatch, UsageError
+from registry.index import PROFILES
 from registry.plan import Plan
 from registry.settings import load_settings
 from store.binding import Binding
@@ -60,10 +61,29 @@ def test_what_conditions_look_at_is_indexed():
 
 
 def test_only_multi_vectors_have_no_graph_and_lie_halved_on_disk(wide):
-    by_kind = {one.kind: one for one in layout(wide.vectors())}
-    assert (by_kind["dense"].graph, by_kind["dense"].half, by_kind["dense"].on_disk) == (True, False, False)
-    assert (by_kind["multi"].graph, by_kind["multi"].half, by_kind["multi"].on_disk) == (False, True, True)
-    assert by_kind["multi"].dimension == 1024
+    by_kind = {one.kind: one.index for one in layout(Binding.of(wide)).vectors}
+    assert (by_kind["dense"].m, by_kind["dense"].half, by_kind["dense"].on_disk) == (16, False, False)
+    assert (by_kind["multi"].m, by_kind["multi"].half, by_kind["multi"].on_disk) == (0, True, True)
+
+
+def test_a_profile_gives_the_collection_of_v4(wide):
+    plan = wide.model_copy(update={"index": PROFILES["v4"]})
+    dense = layout(Binding.of(plan)).vectors[0].index
+    assert (dense.m, dense.ef_construct, dense.quantization, dense.quantile, dense.always_ram) == (
+        48,
+        512,
+        "int8",
+        0.99,
+        True,
+    )
+
+
+def test_an_added_vector_is_stored_as_the_plan_that_brings_it_says(narrow, wide):
+    brought = wide.model_copy(update={"index": PROFILES["v4"]})
+    extended = Binding.of(narrow).extended(brought, "collection 'c'")
+    m = {one.name: one.index.m for one in layout(extended).vectors if one.kind == "dense"}
+    assert m == {"all-miniLM-l6": 16, "bge-m3": 48}
+    assert Binding.from_json(json.loads(json.dumps(extended.to_json()))) == extended
 
 
 def test_a_binding_survives_its_json():

@@ -1,0 +1,152 @@
+"""What every store does around its engine: names and ids, fitting vectors, updates, the order of results."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from uuid import UUID
+
+from registry.errors import StoreRefused, UsageError
+from registry.plan import Plan
+from store.base import CollectionInfo, Hit, Point, Standing, StoredPoint, Vector
+from store.engine import EngineCollection
+from store.fusion import best
+from store.points import STANDING_KEYS, UPDATE_KEYS, standing_of, updated
+from store.vectors import fault
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class CheckedStore(ABC):
+    """The Store interface over an engine's collections; see store.base.Store for what its methods promise."""
+
+    @abstractmethod
+    def _find(self, name: str) -> EngineCollection | None:
+        """The collection of a valid name; None if there is none."""
+
+    @abstractmethod
+    def _create(self, name: str, plan: Plan) -> EngineCollection:
+        """A new collection for the plan; takes over what a crashed attempt left."""
+
+    @abstractmethod
+    def collections(self) -> list[str]:
+        """See Store.collections."""
+
+    def _require_room(self) -> None:
+        """Raise StoreUnavailable where nothing should be written now."""
+
+    def open(self, collection: str, plan: Plan) -> CollectionInfo:
+        """See Store.open."""
+        self._require_room()
+        found = self._find(_checked(collection))
+        if found is None:
+            found = self._create(collection, plan)
+        found.extend(plan)
+        return _info(found)
+
+    def describe(self, collection: str) -> CollectionInfo:
+        """See Store.describe."""
+        return _info(self._collection(collection))
+
+    def standing(self, collection: str, ids: Sequence[str]) -> dict[str, Standing]:
+        """See Store.standing."""
+        wanted = _canonical(ids)
+        found = self._collection(collection)
+        with found.reading():
+            payloads = {r.id: r.payload for r in found.retrieve(wanted, STANDING_KEYS, False)}
+            vectors: dict[str, set[str]] = {id_: set() for id_ in payloads}
+            for name in found.binding.vectors if payloads else ():
+                for id_ in found.having([*payloads], name):
+                    vectors[id_].add(name)
+        return {id_: standing_of(payload, frozenset(vectors[id_])) for id_, payload in payloads.items()}
+
+    def upsert(self, collection: str, points: Sequence[Point], started: int) -> None:
+        """See Store.upsert. Writes none of the points if the vectors of one do not fit."""
+        found = self._fitting(collection, points)
+        with found.writing() as writer:
+            writer.upsert(points, started)
+
+    def update_vectors(self, collection: str, points: Sequence[Point], started: int) -> None:
+        """See Store.update_vectors. Writes none of the points if the vectors of one do not fit."""
+        found = self._fitting(collection, points)
+        with found.writing() as writer:
+            writer.update_vectors(_updates(found, points), started)
+
+    def update_payload(self, collection: str, points: Sequence[Point], started: int) -> None:
+        """See Store.update_payload."""
+        found = self._fitting(collection, points)
+        with found.writing() as writer:
+            writer.update_payload(_updates(found, points), started)
+
+    def query(self, collection: str, queries: dict[str, Vector], limit: int, prefetch: int = 0) -> list[Hit]:
+        """See Store.query. Raises UsageError if a query vector does not fit the collection."""
+        found = self._collection(collection)
+        if limit < 1 or prefetch < 0:
+            raise UsageError(f"a query for {limit} results from {prefetch} candidates; ask for at least one")
+        if not queries:
+            raise UsageError(
+                f"a query without a vector; the collection has {', '.join(found.binding.vectors)}"
+            )
+        for name, vector in queries.items():
+            if problem := fault(name, vector, found.binding.vectors):
+                raise UsageError(f"query of collection {collection!r}: {problem}")
+        with found.reading():
+            ranked = best(found.nearest(queries, limit, prefetch), limit)
+            payloads = {r.id: r.payload for r in found.retrieve([id_ for id_, _ in ranked], None, False)}
+        # A point may have been deleted between the two reads of an engine that serves others, too.
+        return [Hit(id_, score, payloads[id_]) for id_, score in ranked if id_ in payloads]
+
+    def get(self, collection: str, ids: Sequence[str], with_vectors: bool) -> list[StoredPoint]:
+        """See Store.get."""
+        wanted = _canonical(ids)
+        records = {r.id: r for r in self._collection(collection).retrieve(wanted, None, with_vectors)}
+        return [
+            StoredPoint(id_, records[id_].payload, records[id_].vectors) for id_ in wanted if id_ in records
+        ]
+
+    def _fitting(self, name: str, points: Sequence[Point]) -> EngineCollection:
+        """The collection, if every vector fits it. Raises StoreRefused naming the point."""
+        found = self._collection(name)
+        for point in points:
+            for vector_name, vector in point.vectors.items():
+                if problem := fault(vector_name, vector, found.binding.vectors):
+                    raise StoreRefused(f"point {point.id} for collection {name!r}: {problem}")
+        self._require_room()
+        return found
+
+    def _collection(self, name: str) -> EngineCollection:
+        found = self._find(_checked(name))
+        if found is None:
+            raise UsageError(
+                f"there is no collection {name!r}; there are: {', '.join(self.collections()) or 'none yet'}"
+            )
+        return found
+
+
+def _info(found: EngineCollection) -> CollectionInfo:
+    return CollectionInfo(found.name, found.binding.plan, found.points)
+
+
+def _checked(name: str) -> str:
+    """A name that every engine takes, and every file system. Raises UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a collection: use 1 to 64 letters, digits, `_`, `.` or `-`, "
+            "the first a letter or digit"
+        )
+    return name
+
+
+def _canonical(ids: Sequence[str]) -> list[str]:
+    """Point ids as Qdrant spells them, each once. Raises UsageError."""
+    try:
+        return list(dict.fromkeys(str(UUID(id_)) for id_ in ids))
+    except ValueError:
+        raise UsageError("a point's id is a UUID; at least one of those given is not") from None
+
+
+def _updates(found: EngineCollection, points: Sequence[Point]) -> list[Point]:
+    """Those points whose text stands, with what of the standing payload must stay."""
+    payloads = {r.id: r.payload for r in found.retrieve([p.id for p in points], UPDATE_KEYS, False)}
+    return [new for p in points if (new := updated(p, payloads.get(p.id, {}))) is not None]

@@ -1,0 +1,81 @@
+"""What an engine must bring to be a store: plain reads and conditional writes of one collection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from registry.plan import Plan
+from store.base import Point, Vector
+from store.binding import Binding
+
+
+@dataclass(frozen=True)
+class Record:
+    """A point as the engine returned it: as much of payload and vectors as was asked for."""
+
+    id: str
+    payload: dict[str, Any]
+    vectors: dict[str, Vector]
+
+
+class Writer(Protocol):
+    """Conditional writes; nothing is written over a point whose `v5.started` is newer than `started`.
+
+    What was written is durable when the `writing()` that gave the writer ends.
+    """
+
+    def upsert(self, points: Sequence[Point], started: int) -> None:
+        """Write whole points."""
+        ...
+
+    def update_vectors(self, points: Sequence[Point], started: int) -> None:
+        """Write vectors, then payloads, of points that stand with the same text."""
+        ...
+
+    def update_payload(self, points: Sequence[Point], started: int) -> None:
+        """Replace the payloads of points that stand with the same text."""
+        ...
+
+
+class EngineCollection(Protocol):
+    """One collection. Any thread may call any method; errors are the store's (StoreUnavailable, …)."""
+
+    name: str
+
+    @property
+    def binding(self) -> Binding:
+        """The plan and the vectors of this collection."""
+        ...
+
+    @property
+    def points(self) -> int:
+        """How many points stand."""
+        ...
+
+    def extend(self, plan: Plan) -> None:
+        """Add the plan's vectors that are not there. Raises SpaceMismatch before it changes anything."""
+        ...
+
+    def retrieve(self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool) -> list[Record]:
+        """Those of the points that stand, with these payload paths (None: the whole payload)."""
+        ...
+
+    def having(self, ids: Sequence[str], name: str) -> set[str]:
+        """Those of the points that have that named vector."""
+        ...
+
+    def nearest(self, queries: dict[str, Vector], limit: int, prefetch: int) -> Iterable[tuple[str, float]]:
+        """Ids and scores: the `limit` nearest by one vector, or all candidates of several, fused and not
+        yet cut (see store.fusion)."""
+        ...
+
+    def reading(self) -> AbstractContextManager[object]:
+        """Several reads that see one state, where the engine can."""
+        ...
+
+    def writing(self) -> AbstractContextManager[Writer]:
+        """Writes that no other writer of this process comes between, where that matters."""
+        ...
