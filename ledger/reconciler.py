@@ -84,10 +84,10 @@ class Reconciler:
                 found += [name.decode() for name in members]
         return found
 
-    def newest_idle_batch(self) -> str | None:
-        """The youngest open batch nobody has a lease on and that is not ready; None if there is none."""
+    def newest_idle_batch(self, suits: Callable[[str], bool]) -> str | None:
+        """The youngest open batch that suits, is not ready, and nobody has a lease on; None without one."""
         candidates = []
-        for batch in self.open_batches():
+        for batch in filter(suits, self.open_batches()):
             with named_errors():
                 fields = self._ledger.redis.hgetall(f"{PREFIX}batch:{batch}")
             if fields and int(fields[b"wait"]) > 0 and not any(k.startswith(b"lease:") for k in fields):

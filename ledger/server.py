@@ -6,23 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    ConnectionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TimeoutError,
-)
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 from redis.retry import Retry
 
-from registry.errors import LedgerFull, LedgerUnavailable
+from ledger.refusals import explained
+from registry.errors import LedgerUnavailable, LedgerUnfit
 
 #: Script flags (`allow-oom`), which let a full server empty itself, came with 7.0.
 MINIMUM_VERSION = (7, 0)
@@ -35,12 +26,16 @@ FULL_SHARE = 0.97
 Redis = Any
 
 
-def connect(url: str) -> Redis:
-    """A client with bounded waits. Every script behind it may be sent twice and count once."""
-    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), 3)
+def connect(url: str, tries: int = 4, seconds: float = SOCKET_TIMEOUT) -> Redis:
+    """A client that waits so many seconds for an answer. Every script behind it may be sent twice and count
+    once.
+
+    Tries of connecting are inside tries of commands: they multiply.
+    """
+    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), tries - 1)
     return redis.Redis.from_url(
         url,
-        socket_timeout=SOCKET_TIMEOUT,
+        socket_timeout=seconds,
         socket_connect_timeout=5.0,
         health_check_interval=15,
         retry=retry,
@@ -48,61 +43,64 @@ def connect(url: str) -> Redis:
     )
 
 
-def hide_password(url: str) -> str:
-    """The URL with `***` for its password, for messages."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    netloc = parts.netloc.replace(f":{parts.password}@", ":***@")
-    return urlunsplit(parts._replace(netloc=netloc))
-
-
 @contextmanager
-def named_errors() -> Iterator[None]:
-    """Turn redis-py's errors into LedgerFull and LedgerUnavailable; a script's own error stays one."""
+def named_errors(who: str = "Redis") -> Iterator[None]:
+    """Turn redis-py's errors into LedgerFull, LedgerUnavailable and LedgerUnfit; a script's own error stays
+    one. `who` names the server in the message."""
     try:
         yield
-    except OutOfMemoryError as error:
-        raise LedgerFull(f"Redis is at its maxmemory and refuses writes: {error}") from error
-    except AuthenticationError as error:
-        raise LedgerUnavailable(
-            f"Redis refused the login ({error}); check user and password in V5_REDIS_URL"
-        ) from error
-    except (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError) as error:
-        raise LedgerUnavailable(f"Redis cannot be reached or does not answer: {error}") from error
-    except ResponseError as error:
-        # A script that hits the limit inside reports it as its own error.
-        if "OOM" in str(error):
-            raise LedgerFull(f"Redis is at its maxmemory and refuses writes: {error}") from error
-        if str(error).startswith(("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN")):
-            raise LedgerUnavailable(
-                f"Redis refuses writes: {error}; is the disk of its data directory full?"
-            ) from error
-        raise
     except RedisError as error:
-        raise LedgerUnavailable(f"Redis failed: {error}") from error
+        meant = explained(error, who)
+        if meant is None:
+            raise
+        raise meant from error
 
 
-def check_server(client: Redis, url: str) -> None:
-    """Refuse a server on which the fleet's promises do not hold.
+def check_server(client: Redis, who: str, *, may_evict_volatile: bool = False) -> None:
+    """Refuse a server on which the fleet's promises do not hold; `who` names it in messages.
 
-    Raises LedgerUnavailable: not reachable, older than 7.0, or allowed to evict keys.
+    Raises LedgerUnavailable if it cannot be reached, and LedgerUnfit if it is older than 7.0, a replica, a
+    cluster, or allowed to evict keys (with `may_evict_volatile`: keys without a TTL).
     """
-    with named_errors():
-        about: dict[str, Any] = client.info("server")
-        memory: dict[str, Any] = client.info("memory")
+    with named_errors(who):
+        # One round trip; the sections are named because old servers know no `INFO a b`.
+        pipe = client.pipeline(transaction=False)
+        for section in ("server", "memory", "replication", "cluster"):
+            pipe.info(section)
+        about: dict[str, Any] = {key: value for part in pipe.execute() for key, value in part.items()}
     version = str(about.get("valkey_version") or about.get("redis_version", "0"))
     numbers = tuple(int(part) for part in version.split(".")[:2])
     if numbers < MINIMUM_VERSION:
-        raise LedgerUnavailable(
-            f"the server at {hide_password(url)} is version {version}; Redis 7.0 or Valkey is needed"
+        raise LedgerUnfit(f"{who} is version {version}; Redis 7.0 or Valkey is needed")
+    if about.get("cluster_enabled") or about.get("redis_mode") == "cluster":
+        raise LedgerUnfit(f"{who} runs in cluster mode, which is not supported; use a server of its own")
+    if about.get("role") not in ("master", None):
+        primary = f"{about.get('master_host', '')}:{about.get('master_port', '')}"
+        raise LedgerUnfit(f"{who} is a replica; name its primary ({primary}) instead")
+    policy = str(about.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction" and not (may_evict_volatile and policy.startswith("volatile-")):
+        raise LedgerUnfit(
+            f"{who} has maxmemory-policy {policy}: it would throw work away when full. Set "
+            "`maxmemory-policy noeviction` and start again"
         )
-    policy = str(memory.get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction":
-        raise LedgerUnavailable(
-            f"the server at {hide_password(url)} has maxmemory-policy {policy}: it would throw work away "
-            "when full. Set `maxmemory-policy noeviction` and start again"
-        )
+
+
+def persistence_warning(client: Redis, who: str) -> str:
+    """What a restart of the server would lose, in words; empty if it writes a log or snapshots."""
+    with named_errors(who):
+        about: dict[str, Any] = client.info("persistence")
+        if int(about.get("aof_enabled", 0)) or int(about.get("rdb_saves", 0)):
+            return ""
+        try:
+            if client.config_get("save").get("save"):
+                return ""
+        except ResponseError:
+            # CONFIG is often forbidden; that it never saved is all that can be seen.
+            pass
+    return (
+        f"{who} keeps nothing on disk: its restart loses what is in flight and the history of jobs (what is "
+        "stored stays, and submitting again does the rest); set `appendonly yes` there"
+    )
 
 
 def maxmemory(client: Redis) -> int:
@@ -120,18 +118,20 @@ def is_full(client: Redis, share: float = FULL_SHARE) -> bool:
     return limit > 0 and int(memory.get("used_memory", 0)) >= limit * share
 
 
-def wait_for(client: Redis, url: str, seconds: float, said: Callable[[str], None] | None = None) -> None:
-    """Wait until the server answers and pass it through `check_server`.
+def wait_for(client: Redis, who: str, seconds: float, said: Callable[[str], None] | None = None) -> None:
+    """Wait until the server answers and pass it through `check_server`; `who` names it in messages.
 
-    Raises LedgerUnavailable if it still does not after `seconds`.
+    Raises LedgerUnavailable if it still does not after `seconds`, LedgerUnfit at once.
     """
     end = time.monotonic() + seconds
     while True:
         try:
-            check_server(client, url)
+            check_server(client, who)
             return
+        except LedgerUnfit:
+            raise
         except LedgerUnavailable as error:
-            if time.monotonic() >= end or "maxmemory-policy" in str(error) or "version" in str(error):
+            if time.monotonic() >= end:
                 raise
             if said is not None:
                 said(str(error))

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
-from producer.draft import Draft, finish, place
+from producer.draft import PIPE_LABEL, Draft, finish, place
 from producer.duplicates import SeenIds
 from producer.problem import Problem
 from producer.readers.file import CorpusFile, Format, format_of, raw_bytes, unfit, why
 from producer.readers.jsonl import read_jsonl
+from producer.readers.parquet import check_parquet, read_parquet
+from producer.readers.pipe import Pipe, PipedFile
 from producer.readers.plain import CHUNK_CHARS, is_binary, read_plain
 from producer.readers.tree import Tree, printable
 from producer.readers.v4 import load_v4, read_v4
@@ -21,7 +24,9 @@ from registry.chunks import Chunk
 from registry.errors import CorpusError
 from registry.settings import Settings
 
-_LOOKED_FOR = "*_chunks.json (V4 chunks), *.jsonl and *.ndjson (JSON Lines), and source code or text"
+_LOOKED_FOR = (
+    "*_chunks.json (V4 chunks), *.jsonl and *.ndjson (JSON Lines), *.parquet, and source code or text"
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ class Corpus:
                 return read_v4(file, self._min_tokens)
             case "jsonl":
                 return read_jsonl(file)
+            case "parquet":
+                return read_parquet(file)
             case "plain":
                 return read_plain(file, self._chunk_chars)
 
@@ -155,6 +162,23 @@ def open_corpus(
     return corpus
 
 
+def open_pipe(stream: BinaryIO, *, name: str, settings: Settings) -> Corpus:
+    """A corpus of JSON Lines from a stream that can be read once; gzip is read through.
+
+    Waits for its first bytes. What is read is spooled in the data directory until the corpus is dropped.
+    Chunks without an id are named by `name` and their line, as those of a file of that name would be.
+
+    Raises CorpusError if nothing comes.
+    """
+    if not name or not name.isprintable() or name.startswith("/"):
+        raise CorpusError(f"{name!r} names no corpus; choose a name like notes.jsonl")
+    pipe = Pipe(stream, settings.data_dir / "spool")
+    if not pipe.begins(2):
+        raise CorpusError("nothing came on standard input; did the command before the pipe fail?")
+    file = PipedFile(Path(PIPE_LABEL), name, "jsonl", pipe.size, pipe)
+    return Corpus((file,), settings.max_chunk_bytes, None, CHUNK_CHARS)
+
+
 def _labels(paths: Sequence[Path], root: Path | None) -> dict[Path, str]:
     """Resolved paths with the names by which their chunks go, in the order of those."""
     base = root.resolve() if root else None
@@ -197,6 +221,8 @@ def _named_file(path: Path, label: str) -> CorpusFile:
         file = CorpusFile(path, label, kind or "plain", status.st_size)
         if file.format == "v4":
             load_v4(file)
+        elif file.format == "parquet":
+            check_parquet(path)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {why(error)}") from None
     if file.format == "plain":

@@ -17,6 +17,8 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 #: Deepest nesting of a payload. The store's JSON parser gives up at 128 levels, and messages add some.
 MAX_PAYLOAD_DEPTH = 64
 
+#: What JSON Lines from a pipe are called, unless they are given a name.
+PIPE_LABEL = "-"
 #: Names of JSON Lines files.
 JSON_LINES_NAME = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 
@@ -45,7 +47,7 @@ class Draft:
 
 def place(path: str, ordinal: int) -> str:
     """Where a chunk of a corpus file is: `file.jsonl:1234` (a line), `doc_chunks.json[17]`, `a.py[2]`."""
-    return f"{path}:{ordinal}" if JSON_LINES_NAME.search(path) else f"{path}[{ordinal}]"
+    return f"{path}:{ordinal}" if path == PIPE_LABEL or JSON_LINES_NAME.search(path) else f"{path}[{ordinal}]"
 
 
 class _TooDeep(Exception):

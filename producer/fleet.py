@@ -28,8 +28,16 @@ from registry.errors import (
     V5Error,
 )
 from registry.messages import Request
-from registry.models import OutputKind
-from registry.names import QUEUE_STORE, TASK_EMBED_QUERY, TASK_STORE, query_queue
+from registry.models import DEFAULT_RERANKER, RERANKERS, OutputKind, reranker
+from registry.names import (
+    QUEUE_STORE,
+    TASK_EMBED_QUERY,
+    TASK_RERANK,
+    TASK_STORE,
+    query_queue,
+    request_model,
+    rerank_queue,
+)
 from registry.plan import Plan, make_plan
 from registry.settings import Settings
 
@@ -46,6 +54,23 @@ class Collection:
     name: str
     points: int
     plan: Plan
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of candidates as a reranker gives it."""
+
+    model: str
+    #: Model, revision and block; scores under different labels cannot be compared.
+    label: str
+    #: Candidates of one pass at most, and how many each pass saw.
+    block: int
+    blocks: tuple[int, ...]
+    #: Position of each candidate in the list given, and its relevance in [-1, 1]; best first.
+    ranking: tuple[tuple[int, float], ...]
+    #: Positions of the candidates that were cut at the model's limit.
+    truncated: tuple[int, ...]
+    query_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -127,7 +152,7 @@ class Fleet:
             raise LedgerUnavailable(f"the broker took no request: {error}") from error
 
     def _served(self, pending: Pending) -> bool:
-        model = pending.queue.removeprefix("query.") if pending.queue.startswith("query.") else ""
+        model = request_model(pending.queue)
         return any(
             process.model == model if model else process.kind == "aggregator"
             for process in self.ledger.alive.list()
@@ -138,8 +163,7 @@ class Fleet:
             return "its process is alive but busy; try again, or raise V5_REQUEST_SECONDS"
         if pending.queue == QUEUE_STORE:
             return "no aggregator is alive: start the fleet with `v5 up`, or one with `v5 aggregator`"
-        model = pending.queue.removeprefix("query.")
-        return f"no worker for {model} is alive: start one with `v5 worker {model}`"
+        return _no_worker(request_model(pending.queue))
 
     def _store(self, operation: str, arguments: dict[str, Any]) -> Any:
         return unpack_json(self.answer(self.ask(f"{TASK_STORE}.{operation}", QUEUE_STORE, arguments)))
@@ -186,6 +210,33 @@ class Fleet:
             pending[model] = self.ask(TASK_EMBED_QUERY, query_queue(model), arguments)
         return {model: self.answer(request) for model, request in pending.items()}
 
+    def require_reranker(self, model: str = DEFAULT_RERANKER) -> None:
+        """Raise FleetError, saying how to start one, unless a worker for the reranker is alive."""
+        name = reranker(model).name
+        if not any(process.model == name for process in self.ledger.alive.list()):
+            raise FleetError(_no_worker(name))
+
+    def rerank(
+        self, query: str, documents: Sequence[str], block: int = 0, model: str = DEFAULT_RERANKER
+    ) -> Order:
+        """Order texts by their relevance for the query; `block` 0 is the model's own.
+
+        Raises what the reranker answers with, or Unanswered.
+        """
+        arguments = {"query": query, "documents": list(documents), "block": block}
+        answer = unpack_json(
+            self.answer(self.ask(TASK_RERANK, rerank_queue(reranker(model).name), arguments))
+        )
+        return Order(
+            model=answer["model"],
+            label=answer["label"],
+            block=int(answer["block"]),
+            blocks=tuple(answer["blocks"]),
+            ranking=tuple((int(position), float(score)) for position, score in answer["ranking"]),
+            truncated=tuple(answer["truncated"]),
+            query_truncated=bool(answer["query_truncated"]),
+        )
+
     def unserved(self, plan: Plan) -> dict[str, str]:
         """Models of the plan that no living worker serves in the plan's space, and what to do."""
         living = [process for process in self.ledger.alive.list() if process.kind == "worker"]
@@ -198,10 +249,18 @@ class Fleet:
             elif not any(
                 all(p.spaces.get(kind, space) == space for kind, space in wanted.items()) for p in mine
             ):
-                task = plan.space(model, plan.kinds(model)[0]).task
-                how = f"v5 worker {model} --task {task}" if task else f"v5 worker {model}"
+                how = " ".join(["v5 worker", model, *plan.worker_options(model)])
                 found[model] = f"the workers for {model} serve another space; start one with `{how}`"
         return found
+
+
+def _no_worker(model: str) -> str:
+    if model in RERANKERS:
+        return (
+            f"no worker for the reranker {model} is alive: start one with `v5 worker {model}`, "
+            "or the fleet with `v5 up --rerank`"
+        )
+    return f"no worker for {model} is alive: start one with `v5 worker {model}`"
 
 
 def _collection(answer: dict[str, Any]) -> Collection:

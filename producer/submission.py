@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -20,7 +21,10 @@ from producer.problem import Problem
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound
+from registry.index import Index
 from registry.plan import Plan
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -116,7 +120,8 @@ class Submission:
         submission again finishes the rest.
         """
         began = time.monotonic()
-        self._patient(lambda: self._fleet.open_collection(self._collection, self._plan))
+        standing = self._patient(lambda: self._fleet.open_collection(self._collection, self._plan))
+        self._say_other_index(standing.plan)
         self._limit = self._patient(lambda: self._ledger.blobs.budget(self._settings.inflight_bytes))
         job = self._open()
         try:
@@ -166,6 +171,23 @@ class Submission:
             state=state,
             plan=self._plan.describe(),
         )
+
+    def _say_other_index(self, standing: Plan) -> None:
+        """An index that was asked for and is not what the collection has, is not applied: say so."""
+        if self._plan.index == Index():
+            return
+        other = [
+            vector.name
+            for vector in self._plan.vectors()
+            if vector.kind != "sparse" and standing.index_of(vector) != self._plan.index_of(vector)
+        ]
+        if other:
+            log.warning(
+                "collection %r stands with another index for %s, which stays; the one asked for would need a "
+                "new collection",
+                self._collection,
+                ", ".join(other),
+            )
 
     def _open(self) -> Job:
         """Adopt or open the job; wait for what an earlier run left in flight."""

@@ -28,6 +28,8 @@ IntArray = npt.NDArray[np.integer[Any]]
 
 #: magic, kind, flags, raw size in bytes, BLAKE2b-128 of the body.
 _FRAME = struct.Struct("<4sBBQ16s")
+#: Where the checksum stands in a frame, so that two blobs can be compared without reading either.
+CHECKSUM = slice(_FRAME.size - 16, _FRAME.size)
 _MAGIC = b"V5b1"
 _ZSTD = 1
 #: A frame that claims more than this many bytes, packed or unpacked, is refused unread (1 GiB: one batch of
@@ -206,10 +208,10 @@ def pack_part(part: Part) -> bytes:
     return seal("vectors", _save_tensors(tensors), compress=False)
 
 
-def unpack_part(blob: bytes) -> Part:
-    """A model's part of a batch. Raises CodecError if anything in it does not fit."""
+def unpack_part(blob: bytes, limit: int = MAX_FRAME_BYTES) -> Part:
+    """A model's part of a batch, of at most `limit` bytes. Raises CodecError if anything in it does not fit."""
     try:
-        tensors = _load_tensors(unseal("vectors", blob))
+        tensors = _load_tensors(unseal("vectors", blob, limit))
     except SafetensorError as error:
         raise CodecError(f"a vectors blob is not safetensors: {error}") from None
     try:

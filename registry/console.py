@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
+from registry.index import PROFILES
 from registry.plan import Ensemble, Plan, make_plan
+from registry.serving import TRUNCATIONS
 from registry.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,6 +61,18 @@ def plan_options(function: F) -> F:
             help="Fuse all the plan's models into one further vector.",
         ),
         click.option("--task", "tasks", metavar="MODEL=TASK", multiple=True, help="A model's task."),
+        click.option(
+            "--variant",
+            "variants",
+            metavar="MODEL=NAME",
+            multiple=True,
+            help="Another build of a model's weights: int8 (qdrant-minilm-onnx).",
+        ),
+        click.option(
+            "--truncate",
+            type=click.Choice(TRUNCATIONS),
+            help="A text over a model's limit is cut (default), refused, or embedded in windows and pooled.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -73,10 +87,12 @@ def read_plan(
     matryoshka: tuple[str, ...],
     ensemble: str | None,
     tasks: tuple[str, ...],
+    variants: tuple[str, ...] = (),
+    truncate: str | None = None,
 ) -> Plan | None:
     """The plan that the options describe; None if they say nothing. Raises PlanError or a usage error."""
     if primary is None:
-        if companions or outputs or matryoshka or ensemble or tasks:
+        if companions or outputs or matryoshka or ensemble or tasks or variants or truncate:
             raise click.UsageError("a plan needs --primary MODEL; `v5 models` lists the models")
         return None
     fields: dict[str, Any] = {
@@ -84,7 +100,9 @@ def read_plan(
         "companions": companions,
         "outputs": {model: tuple(text.split(",")) for model, text in _pairs("--output", outputs)},
         "tasks": dict(_pairs("--task", tasks)),
-        "fake": settings.fake_encoders,
+        "variants": dict(_pairs("--variant", variants)),
+        "truncate": truncate or "cut",
+        "fake": settings.made_up,
     }
     try:
         fields["matryoshka"] = {
@@ -96,6 +114,38 @@ def read_plan(
     if ensemble:
         fields["ensemble"] = Ensemble(members=(primary, *companions), method=ensemble)  # type: ignore[arg-type]
     return make_plan(**fields)
+
+
+def warn_of(plan: Plan) -> None:
+    """Say on stderr what the plan costs, before any work."""
+    for warning in plan.warnings():
+        click.echo(f"warning: {warning}", err=True)
+
+
+def index_option(function: F) -> F:
+    """How a new collection stores and indexes its vectors; see `with_index`."""
+    return click.option(
+        "--index",
+        metavar="PROFILE|FILE",
+        help=f"How a new collection stores and indexes vectors: {', '.join(PROFILES)}, or a JSON file.",
+    )(function)
+
+
+def with_index(plan: Plan, given: str | None) -> Plan:
+    """The plan with the index of a profile's name or of a JSON file. Raises PlanError or a usage error."""
+    if given is None:
+        return plan
+    index: Any = PROFILES.get(given)
+    if index is None:
+        try:
+            index = json.loads(Path(given).read_text())
+        except OSError:
+            raise click.UsageError(
+                f"--index {given!r} is neither a profile ({', '.join(PROFILES)}) nor a file that can be read"
+            ) from None
+        except ValueError as error:
+            raise click.UsageError(f"--index {given}: not JSON: {error}") from None
+    return make_plan(**{**dict(plan), "index": index})
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -34,6 +34,10 @@ class WeightsError(V5Error):
     """A model's weights are absent, damaged, or not the ones the registry names."""
 
 
+class GoldenMismatch(WeightsError):
+    """A model gives other vectors than those its space was filled with."""
+
+
 class CodecError(V5Error):
     """Bytes that are not what their label says: wrong magic, checksum, size or shape."""
 

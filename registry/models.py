@@ -46,12 +46,26 @@ class Architecture:
     vocabulary: int
     #: Width of an attention head where it is not hidden / heads.
     head_dim: int = 0
+    #: What config.json may give as `model_type`.
+    model_types: tuple[str, ...] = ()
+
+
+#: Name of weights in safetensors; stands for shards and their index, too.
+SAFETENSORS = "model.safetensors"
+
+
+#: `int8`: weights quantized once, activations on the way (onnxruntime's dynamic quantization).
+Variant = Literal["int8"]
+#: What is done with a document over a model's limit: its first tokens stand for it, it is refused, or it is
+#: embedded in windows whose vectors are pooled.
+Truncation = Literal["cut", "fail", "split-and-pool"]
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a snapshot that holds weights."""
+    """A file of a snapshot that holds weights, or says how they are to be read."""
 
+    #: Path in the snapshot, with slashes.
     name: str
     #: Hex; empty where upstream publishes none that we could check.
     sha256: str = ""
@@ -84,7 +98,8 @@ class Reranking:
     max_query_tokens: int
 
 
-#: Qdrant's ceiling for one multi-vector: rows times width.
+#: Ceiling for one multi-vector: rows times width must stay under it. A Qdrant server refuses more; the
+#: embedded store would take it, and is held to it all the same: a vector does not depend on the store.
 MAX_MULTIVECTOR_VALUES = 1_048_576
 
 
@@ -119,8 +134,13 @@ class ModelSpec:
     default_task: str = ""
     #: SHA-256 of the weights file these vectors come from, where it is known.
     weights_sha256: str = ""
-    #: Weight files of the snapshot beside config.json and the tokenizer; empty: safetensors shards.
-    files: tuple[File, ...] = ()
+    #: What the snapshot must have beside config.json and the tokenizer.
+    files: tuple[File, ...] = (File(SAFETENSORS),)
+    #: Other builds of the same weights in which it may be served, each in a space of its own.
+    variants: tuple[Variant, ...] = ()
+    #: The one it is served in, and what is done with too long texts; see registry.serving.
+    variant: Variant | Literal[""] = ""
+    truncation: Truncation = "cut"
     #: Length of the training texts, where it is far under `max_tokens`. Tokens.
     trained_tokens: int = 0
     published: tuple[Published, ...] = ()
@@ -145,10 +165,12 @@ class ModelSpec:
 
 
 _QWEN2_CODE = "Candidate code snippet:\n"
-_MINILM = Architecture("BertModel", 6, 384, 12, 12, 1536, 30522)
+_MINILM = Architecture("BertModel", 6, 384, 12, 12, 1536, 30522, model_types=("bert",))
 #: SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2 at its pinned revision. The ONNX
 #: entry carries it too: its graph is an export of these weights, and the two agree to cosine 1.0000.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+#: SHA-256 of pytorch_model.bin of BAAI/bge-m3 at its pinned revision.
+_BGE_M3_SHA256 = "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6aad38"
 
 _SPECS = (
     ModelSpec(
@@ -159,7 +181,7 @@ _SPECS = (
         dimension=1536,
         max_tokens=32768,
         purpose="code",
-        architecture=Architecture("Qwen2Model", 28, 1536, 12, 2, 8960, 151936),
+        architecture=Architecture("Qwen2Model", 28, 1536, 12, 2, 8960, 151936, model_types=("qwen2",)),
         parameters=1_543_714_304,
         pooling="last-token",
         padding_side="left",
@@ -200,7 +222,9 @@ _SPECS = (
         dimension=1024,
         max_tokens=8192,
         purpose="dense + sparse + ColBERT",
-        architecture=Architecture("XLMRobertaModel", 24, 1024, 16, 16, 4096, 250002),
+        architecture=Architecture(
+            "XLMRobertaModel", 24, 1024, 16, 16, 4096, 250002, model_types=("xlm-roberta",)
+        ),
         parameters=567_754_752,
         pooling="cls",
         padding_side="right",
@@ -210,7 +234,20 @@ _SPECS = (
         commercial_use=True,
         backend="transformers",
         outputs=(Output("dense", 1024), Output("sparse", 0, "sparse"), Output("multi", 1024, "colbert")),
-        files=(File("pytorch_model.bin"), File("colbert_linear.pt"), File("sparse_linear.pt")),
+        weights_sha256=_BGE_M3_SHA256,
+        files=(
+            File("pytorch_model.bin", _BGE_M3_SHA256, 2_271_145_830),
+            File(
+                "colbert_linear.pt",
+                "19bfbae397c2b7524158c919d0e9b19393c5639d098f0a66932c91ed8f5f9abb",
+                2_100_674,
+            ),
+            File(
+                "sparse_linear.pt",
+                "45c93804d2142b8f6d7ec6914ae23a1eee9c6a1d27d83d908a20d2afb3595ad9",
+                3_516,
+            ),
+        ),
         published=(
             Published("dense", ((0.6265, 0.3477), (0.3499, 0.678)), 512),
             Published("sparse", ((0.19555,),), 512),
@@ -225,7 +262,9 @@ _SPECS = (
         dimension=2048,
         max_tokens=32768,
         purpose="multi-vector + Matryoshka",
-        architecture=Architecture("Qwen2_5_VLModel", 36, 2048, 16, 2, 11008, 151936),
+        architecture=Architecture(
+            "Qwen2_5_VLModel", 36, 2048, 16, 2, 11008, 151936, model_types=("qwen2_5_vl",)
+        ),
         parameters=3_934_695_552,
         pooling="mean",
         padding_side="right",
@@ -235,6 +274,11 @@ _SPECS = (
         commercial_use=False,
         backend="transformers",
         outputs=(Output("dense", 2048), Output("multi", 128, "multi")),
+        files=(
+            File(SAFETENSORS),
+            File("adapters/adapter_config.json"),
+            File("adapters/adapter_model.safetensors"),
+        ),
         matryoshka=(128, 256, 512, 1024, 2048),
         prompts={
             "retrieval": Prompt("Query: ", "Passage: "),
@@ -262,6 +306,7 @@ _SPECS = (
         commercial_use=True,
         backend="onnxruntime",
         outputs=(Output("dense", 384),),
+        variants=("int8",),
         weights_sha256=MINILM_SHA256,
         files=(
             File(
@@ -300,7 +345,9 @@ _SPECS = (
         dimension=512,
         max_tokens=131072,
         purpose="listwise reranking",
-        architecture=Architecture("Qwen3Model", 28, 1024, 16, 8, 3072, 151936, head_dim=128),
+        architecture=Architecture(
+            "Qwen3Model", 28, 1024, 16, 8, 3072, 151936, head_dim=128, model_types=("qwen3",)
+        ),
         parameters=596_836_352,
         pooling="special-tokens",
         padding_side="left",
@@ -324,6 +371,7 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 EMBEDDERS: tuple[str, ...] = tuple(spec.name for spec in _SPECS if not spec.reranker)
 RERANKERS: tuple[str, ...] = tuple(spec.name for spec in _SPECS if spec.reranker)
 DEFAULT_PRIMARY = "jina-code-embeddings-1.5b"
+DEFAULT_RERANKER = "jina-reranker-v3"
 DEFAULT_ENSEMBLE = ("jina-code-embeddings-1.5b", "bge-m3")
 
 #: Names that V4 had and V5 removed, with the V5 model to use instead.
@@ -366,4 +414,12 @@ def embedder(name: str) -> ModelSpec:
         raise UnknownModel(
             f"{name} is a reranker and yields no vectors; embedding models: {', '.join(EMBEDDERS)}"
         )
+    return spec
+
+
+def reranker(name: str) -> ModelSpec:
+    """The spec of a V5 reranker; as `model`, and refuses an embedding model."""
+    spec = model(name)
+    if not spec.reranker:
+        raise UnknownModel(f"{name} embeds and does not rerank; rerankers: {', '.join(RERANKERS)}")
     return spec

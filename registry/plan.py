@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from registry.errors import PlanError
 from registry.index import Index, VectorIndex
-from registry.models import DEFAULT_ENSEMBLE, DEFAULT_PRIMARY, OutputKind, embedder
+from registry.models import DEFAULT_ENSEMBLE, DEFAULT_PRIMARY, ModelSpec, OutputKind, Truncation, embedder
+from registry.serving import served
 from registry.spaces import VectorSpace, space_of
 
 EnsembleMethod = Literal["weighted_average", "max_pooling", "concat"]
@@ -70,6 +71,10 @@ class Plan(BaseModel):
     ensemble: Ensemble | None = None
     #: Task per model; a model not named here runs under its default task.
     tasks: dict[str, str] = Field(default_factory=dict)
+    #: Variant per model; a model not named here is served with its weights as they are.
+    variants: dict[str, str] = Field(default_factory=dict)
+    #: What is done with a document over a model's limit.
+    truncate: Truncation = "cut"
     #: How the collection stores and indexes the vectors; no part of what the vectors are.
     index: Index = Index()
     #: True for vectors made up by the test encoders; they live in spaces of their own.
@@ -93,6 +98,7 @@ class Plan(BaseModel):
             ("outputs", self.outputs),
             ("matryoshka", self.matryoshka),
             ("tasks", self.tasks),
+            ("variants", self.variants),
         ):
             for name in table:
                 embedder(name)
@@ -123,7 +129,7 @@ class Plan(BaseModel):
         self._check_index()
         for name in self.models:
             for kind in self.kinds(name):
-                space_of(embedder(name), kind, self.tasks.get(name, ""))
+                self.space(name, kind)
         return self
 
     def _check_ensemble(self) -> None:
@@ -175,7 +181,20 @@ class Plan(BaseModel):
 
     def space(self, name: str, kind: OutputKind) -> VectorSpace:
         """The vector space in which a model of this plan works."""
-        return space_of(embedder(name), kind, self.tasks.get(name, ""), fake=self.fake)
+        return space_of(self.served(name), kind, self.tasks.get(name, ""), fake=self.fake)
+
+    def served(self, name: str) -> ModelSpec:
+        """A model's spec as this plan wants it served."""
+        return served(embedder(name), self.variants.get(name, ""), self.truncate)
+
+    def worker_options(self, name: str) -> list[str]:
+        """What `v5 worker` must be told to serve a model of this plan."""
+        given = {
+            "--task": self.tasks.get(name, ""),
+            "--variant": self.variants.get(name, ""),
+            "--truncate": self.truncate if self.truncate != "cut" else "",
+        }
+        return [word for option, value in given.items() if value for word in (option, value)]
 
     def vectors(self) -> tuple[NamedVector, ...]:
         """Every named vector, primary's first; names are unique."""
@@ -229,10 +248,32 @@ class Plan(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def describe(self) -> str:
-        """One line for people: `a (384) + b (1024)`."""
-        return " + ".join(
-            f"{v.name} ({v.dimension})" if v.dimension else f"{v.name} (sparse)" for v in self.vectors()
+        """One line for people: `a (384) + b (1024)`, and what is unusual about them."""
+        return " + ".join(f"{v.name} ({', '.join(self._facts(v))})" for v in self.vectors())
+
+    def _facts(self, vector: NamedVector) -> list[str]:
+        facts = [str(vector.dimension) if vector.dimension else "sparse"]
+        facts += [self.variants[model] for model in vector.models if model in self.variants]
+        return facts if self.truncate == "cut" else [*facts, self.truncate]
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but costs quality, a sentence each."""
+        if self.ensemble is None:
+            return ()
+        specs = [embedder(name) for name in self.ensemble.members]
+        width = min(spec.dimension for spec in specs)
+        return tuple(
+            f"the ensemble cuts the {spec.dimension} values of {spec.name} to {width}, and {_not_made_for(spec)}; "
+            "its share of the fused vector loses quality (leave it out, or search its own vector, too)"
+            for spec in specs
+            if spec.dimension != width and width not in spec.matryoshka
         )
+
+
+def _not_made_for(spec: ModelSpec) -> str:
+    if spec.matryoshka:
+        return f"it was trained to be cut at {', '.join(str(d) for d in spec.matryoshka)} only"
+    return "it is no Matryoshka model"
 
 
 def make_plan(**fields: Any) -> Plan:

@@ -6,12 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from registry.errors import PlanError, SpaceMismatch
-from registry.models import ModelSpec, OutputKind
+from registry.models import ModelSpec, OutputKind, Truncation, Variant
 
 #: Stands where a revision would, for the encoders that make vectors up; keeps them from real ones.
 FAKE_REVISION = "fake-1"
+#: What a variant adds to a space's weights, and a treatment of too long texts to its pooling. `fail` changes no
+#: vector, but a worker that would cut must not serve a plan that forbids it.
+_WEIGHTS: dict[Variant | Literal[""], str] = {"": "", "int8": "+int8-dynamic"}
+_POOLING: dict[Truncation, str] = {"cut": "", "fail": "+fail", "split-and-pool": "+split"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,11 @@ def space_of(spec: ModelSpec, kind: OutputKind, task: str = "", *, fake: bool = 
     return VectorSpace(
         model=spec.name,
         revision=FAKE_REVISION if fake else spec.revision,
-        weights="" if fake else spec.weights_sha256,
+        weights=("" if fake else spec.weights_sha256) + _WEIGHTS[spec.variant],
         task=task,
         prompt_document=prompt.document,
         prompt_query=prompt.query,
-        pooling=spec.pooling,
+        pooling=spec.pooling + _POOLING[spec.truncation],
         max_tokens=spec.max_tokens,
         dimension=output.dimension,
         normalised=kind != "sparse",

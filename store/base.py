@@ -98,8 +98,21 @@ class Store(Protocol):
         """The collection's plan and size. Raises UsageError, naming those there are, if it does not exist."""
         ...
 
+    def plan(self, collection: str) -> Plan:
+        """The collection's plan. Raises as `describe`, which also counts."""
+        ...
+
     def collections(self) -> list[str]:
         """The names of all collections, sorted."""
+        ...
+
+    def notes(self, collection: str) -> dict[str, Any]:
+        """What was noted about the collection, JSON values by key. Raises as `describe`."""
+        ...
+
+    def note(self, collection: str, key: str, value: Any) -> None:
+        """Note one fact under a key of its own, replacing what stood there; notes of other keys stay, whoever
+        writes them meanwhile. Raises as `describe`."""
         ...
 
     def standing(self, collection: str, ids: Sequence[str]) -> dict[str, Standing]:

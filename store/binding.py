@@ -107,7 +107,12 @@ def _union(standing: Plan, offered: Plan, where: str) -> Plan:
             "index into another collection"
         )
     models = tuple(dict.fromkeys((*standing.models, *offered.models)))
-    outputs, matryoshka, tasks = {}, {}, {}
+    if standing.truncate != offered.truncate:
+        raise SpaceMismatch(
+            f"{where} holds vectors of too long texts treated by {standing.truncate!r} and was offered "
+            f"{offered.truncate!r}; index into another collection"
+        )
+    outputs, matryoshka, tasks, variants = {}, {}, {}, {}
     for model in models:
         plans = [plan for plan in (standing, offered) if model in plan.models]
         task, *others = (plan.space(model, plan.kinds(model)[0]).task for plan in plans)
@@ -117,6 +122,14 @@ def _union(standing: Plan, offered: Plan, where: str) -> Plan:
                 "index into another collection"
             )
         tasks[model] = task
+        variant, *others = (plan.variants.get(model, "") for plan in plans)
+        if others and others[0] != variant:
+            raise SpaceMismatch(
+                f"{where} holds vectors of {model} in the variant {variant or 'float'!r} and was offered "
+                f"{others[0] or 'float'!r}; index into another collection"
+            )
+        if variant:
+            variants[model] = variant
         outputs[model] = tuple(dict.fromkeys(kind for plan in plans for kind in plan.kinds(model)))
         widths = tuple(dict.fromkeys(w for plan in plans for w in plan.matryoshka.get(model, ())))
         if widths:
@@ -128,6 +141,8 @@ def _union(standing: Plan, offered: Plan, where: str) -> Plan:
         matryoshka=matryoshka,
         ensemble=standing.ensemble or offered.ensemble,
         tasks=tasks,
+        variants=variants,
+        truncate=standing.truncate,
         index=standing.index,
         fake=standing.fake,
     )

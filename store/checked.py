@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from registry.errors import StoreRefused, UsageError
@@ -33,6 +34,7 @@ class CheckedStore(ABC):
     def collections(self) -> list[str]:
         """See Store.collections."""
 
+    @abstractmethod
     def _require_room(self) -> None:
         """Raise StoreUnavailable where nothing should be written now."""
 
@@ -48,6 +50,20 @@ class CheckedStore(ABC):
     def describe(self, collection: str) -> CollectionInfo:
         """See Store.describe."""
         return _info(self._collection(collection))
+
+    def plan(self, collection: str) -> Plan:
+        """See Store.plan."""
+        return self._collection(collection).binding.plan
+
+    def notes(self, collection: str) -> dict[str, Any]:
+        """See Store.notes."""
+        return self._collection(collection).notes
+
+    def note(self, collection: str, key: str, value: Any) -> None:
+        """See Store.note."""
+        found = self._collection(collection)
+        self._require_room()
+        found.note(key, value)
 
     def standing(self, collection: str, ids: Sequence[str]) -> dict[str, Standing]:
         """See Store.standing."""

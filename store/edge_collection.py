@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import qdrant_edge as edge
 
@@ -91,6 +92,18 @@ class EdgeCollection:
     def binding(self) -> Binding:
         """The plan and the vectors of this collection."""
         return self._meta.binding
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """See EngineCollection.notes."""
+        return dict(self._meta.notes)
+
+    def note(self, key: str, value: Any) -> None:
+        """See EngineCollection.note."""
+        with self._alone(), in_our_words(f"noting {key} of collection {self.name!r}"):
+            meta = replace(self._meta, notes={**self._meta.notes, key: value})
+            meta.write(self._directory)
+            self._meta = meta
 
     @property
     def points(self) -> int:

@@ -55,6 +55,15 @@ class EngineCollection(Protocol):
         """How many points stand."""
         ...
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was noted about it, JSON values by key."""
+        ...
+
+    def note(self, key: str, value: Any) -> None:
+        """Note one fact; the other keys stay."""
+        ...
+
     def extend(self, plan: Plan) -> None:
         """Add the plan's vectors that are not there. Raises SpaceMismatch before it changes anything."""
         ...

@@ -8,17 +8,23 @@ from store.base import Store
 
 
 def open_store(settings: Settings) -> Store:
-    """The embedded store in the data directory.
+    """The Qdrant server of V5_QDRANT_URL, else the embedded store in the data directory.
 
-    Raises UsageError if a Qdrant server is asked for, StoreUnavailable if another process has the directory.
+    Raises UsageError (the settings cannot be used, or what the store needs is not installed) and
+    StoreUnavailable (another process has the directory); whether a server answers shows in `Store.connect`.
     """
+    # Only the process that opens the store needs its engine.
     if settings.qdrant_url:
-        raise UsageError(
-            f"V5_QDRANT_URL is {settings.qdrant_url}, but this version stores in its data directory only; "
-            f"unset V5_QDRANT_URL to use the embedded store in {settings.data_dir / 'store'}"
-        )
+        try:
+            from store.server import ServerStore
+        except ModuleNotFoundError as error:
+            if error.name not in ("qdrant_client", "grpc"):
+                raise
+            raise UsageError(
+                "a Qdrant server needs qdrant-client: install v5-embedding-fleet[server]"
+            ) from None
+        return ServerStore(settings)
     try:
-        # Only the process that opens the store needs its engine.
         from store.edge import EdgeStore
     except ModuleNotFoundError as error:
         if error.name != "qdrant_edge":

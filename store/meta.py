@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from registry.errors import PlanError, StoreRefused
 from store.binding import Binding
@@ -30,6 +30,8 @@ class Meta:
     #: Vectors of the binding that may not exist yet; nothing was ever written to them.
     adding: tuple[str, ...]
     binding: Binding
+    #: Further facts, JSON values by key (see store.base.Store.note).
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
         """Replace the record in a collection's directory, atomically, and on disk when this returns."""
@@ -41,6 +43,7 @@ class Meta:
                 "optimised": self.optimised,
                 "adding": self.adding,
                 **self.binding.to_json(),
+                "notes": self.notes,
             },
             indent=1,
         )
@@ -66,6 +69,7 @@ def read_meta(directory: Path) -> Meta | None:
             int(record["optimised"]),
             tuple(record["adding"]),
             Binding.from_json(record),
+            dict(record.get("notes", {})),
         )
     except FileNotFoundError:
         return None

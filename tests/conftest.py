@@ -20,6 +20,7 @@ from ledger.ledger import Ledger
 from ledger.server import wait_for
 from registry.plan import Plan, make_plan
 from registry.settings import Settings, load_settings
+from tests.redis_servers import ServerFactory
 from worker import private_redis
 
 MIB = 1 << 20
@@ -77,6 +78,14 @@ def redis_server(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     yield server
     server.kill()
     server.wait()
+
+
+@pytest.fixture
+def redis_servers(data_dir: Path) -> Iterator[ServerFactory]:
+    """Starts further servers, of either kind, as people have them."""
+    factory = ServerFactory(data_dir / "servers")
+    yield factory
+    factory.stop()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("worker.cli.fleet:up", "Start a local fleet for a plan and wait until it is ready."),
     "down": ("worker.cli.fleet:down", "Stop the local fleet."),
     "ps": ("worker.cli.fleet:ps", "Show the fleet's processes and queues."),
+    "health": ("worker.cli.health:health", "Say whether one process of this machine is ready."),
     "worker": ("worker.cli.processes:worker", "Run one worker: one model on one device."),
     "aggregator": ("worker.cli.processes:aggregator", "Run one aggregator: merge parts, write to Qdrant."),
     "submit": ("producer.cli.submit:submit", "Submit a corpus to a collection, with progress."),
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("producer.cli.search:search", "Search a collection."),
     "get": ("producer.cli.search:get", "Show points as they stand."),
     "models": ("registry.cli:models", "Show the V5 models."),
+    "flower": ("worker.cli.flower:flower", "Serve Flower, the web page of Celery, for this fleet."),
     "doctor": ("worker.cli.doctor:doctor", "Check what is configured, reachable and wrong."),
 }
 

@@ -9,23 +9,33 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ledger.alive import Process
 from ledger.blobs import text_key
 from ledger.jobs import DeadLetter
 from ledger.reconciler import Reconciler
-from ledger.server import is_full
 from ledger.steps import Taken, read_chunks
 from registry.chunks import Chunk
 from registry.codecs import Part, unpack_part
-from registry.errors import CodecError, InfrastructureError, StoreRefused, V5Error
+from registry.errors import (
+    CodecError,
+    FleetError,
+    InfrastructureError,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnfit,
+    UsageError,
+    V5Error,
+)
 from registry.names import QUEUE_AGGREGATE, QUEUE_STORE, TASK_AGGREGATE, TASK_STORE, embed_queue
 from registry.settings import Settings
 from store.base import Point, Store
 from store.factory import open_store
 from store.points import build_point
 from worker.answers import Answers
+from worker.golden_record import GoldenRecords
 from worker.merge import Merged, merge
 from worker.process import FleetProcess
 from worker.store_requests import OPERATIONS
@@ -48,6 +58,7 @@ class Aggregator(FleetProcess):
     def __init__(self, settings: Settings, name: str = "aggregator") -> None:
         super().__init__(settings, Process(kind="aggregator", name=name), [QUEUE_STORE, QUEUE_AGGREGATE])
         self.store: Store | None = None
+        self._records: GoldenRecords | None = None
         self._answers = Answers(self.ledger)
         self._reconciler = Reconciler(self.ledger, self.doorbell.ring, self.doorbell.waiting)
         self._opened: set[tuple[str, str]] = set()
@@ -58,17 +69,26 @@ class Aggregator(FleetProcess):
         """Aggregate steps and the requests to the store."""
         self.task(TASK_AGGREGATE, self._aggregate)
         for operation, work in OPERATIONS.items():
-            self.task(f"{TASK_STORE}.{operation}", self._store_task(work))
+            self.task(f"{TASK_STORE}.{operation}", self._store_task(operation, work))
 
-    def _store_task(self, work: Callable[[Store, dict[str, Any]], bytes]) -> Callable[..., str]:
-        def answer(**arguments: Any) -> str:
-            return self._answers.give(arguments, lambda asked: work(self._open_store(), asked))
+    def _store_task(
+        self, operation: str, work: Callable[[Store, dict[str, Any]], bytes]
+    ) -> Callable[..., str]:
+        def on_store(asked: dict[str, Any]) -> bytes:
+            answer = work(self._open_store(), asked)
+            if operation == "open":
+                # Before the first batch is staged: a worker of other numerics leaves without one.
+                collection = str(asked["collection"])
+                self._goldens().settle(collection, self._open_store().plan(collection))
+            return answer
 
-        return answer
+        return lambda **arguments: self._answers.give(arguments, on_store)
 
     def prepare(self) -> None:
         """Open the store; if Redis is full, empty it before anything is consumed; start the reconciler."""
         self.store = open_store(self.settings)
+        self._records = GoldenRecords(self.store, self.ledger.goldens)
+        self._wait_for_store(self.store)
         self.wait_for_room(self.relieve)
         threading.Thread(target=self._reconcile, name="reconcile", daemon=True).start()
         threading.Thread(target=self._maintain, name="maintain", daemon=True).start()
@@ -77,6 +97,24 @@ class Aggregator(FleetProcess):
         """Flush and close the store."""
         if self.store is not None:
             self.store.close()
+
+    def _wait_for_store(self, store: Store) -> None:
+        """Wait for a server that is not there yet. Raises FleetError if waiting would not mend it."""
+        told = False
+        while not self.stopping.is_set():
+            try:
+                store.connect()
+                break
+            except StoreUnfit as error:
+                raise FleetError(str(error)) from error
+            except StoreUnavailable as error:
+                if not told:
+                    self.say("waiting", str(error))
+                    log.warning("%s; waiting for it", error)
+                    told = True
+                self.stopping.wait(1.0)
+        if told:
+            self.say("starting")
 
     def relieve(self) -> bool:
         """Free memory in a full Redis, without a message: write what is ready. Where nothing is for a while,
@@ -97,18 +135,20 @@ class Aggregator(FleetProcess):
 
     def _drop_youngest(self) -> bool:
         dropped = False
-        while is_full(self.ledger.redis, ROOM_SHARE):
-            victim = self._reconciler.newest_idle_batch()
-            if victim is None:
-                break
-            log.warning("Redis is full and no batch is ready: batch %s is dropped and staged again", victim)
-            dropped = self.ledger.jobs.drop(victim) or dropped
+        for server in self.ledger.servers.full():
+            relieves = partial(self.ledger.relieves, server=server)
+            while server.is_full(ROOM_SHARE):
+                victim = self._reconciler.newest_idle_batch(relieves)
+                if victim is None:
+                    break
+                log.warning("%s is full, no batch is ready: %s is dropped and staged again", server, victim)
+                dropped = self.ledger.jobs.drop(victim) or dropped
         return dropped
 
     def _reconcile(self) -> None:
         while not self.stopping.wait(self.settings.reconcile_seconds):
             try:
-                if is_full(self.ledger.redis):
+                if self.ledger.servers.full():
                     self.relieve()
                 else:
                     self._stuck = None
@@ -121,7 +161,14 @@ class Aggregator(FleetProcess):
                 log.exception("reconciling failed; it goes on")
 
     def _maintain(self) -> None:
-        """Index what was written whenever nothing is to be done."""
+        """Index what was written whenever nothing is to be done; first, put the collections' golden vectors
+        where the workers look: the ledger may have been lost."""
+        try:
+            store = self._open_store()
+            for collection in store.collections():
+                self._goldens().settle(collection, store.plan(collection))
+        except V5Error as error:
+            log.warning("golden vectors are put up when a collection is next opened: %s", error)
         while not self.stopping.wait(MAINTAIN_EVERY):
             try:
                 store = self._open_store()
@@ -133,6 +180,11 @@ class Aggregator(FleetProcess):
             except Exception:
                 log.exception("indexing failed; it is tried again")
 
+    def _goldens(self) -> GoldenRecords:
+        if self._records is None:
+            raise RuntimeError("the store is not open")
+        return self._records
+
     def _open_store(self) -> Store:
         if self.store is None:
             raise RuntimeError("the store is not open")
@@ -143,14 +195,16 @@ class Aggregator(FleetProcess):
 
     def _work(self, taken: Taken) -> str:
         """One batch: parts in, points out, closed."""
+        store = self._open_store()
+        opened = (taken.collection, taken.plan.fingerprint)
+        if opened not in self._opened:
+            store.open(taken.collection, taken.plan)
+            self._goldens().settle(taken.collection, taken.plan)
+            self._opened.add(opened)
         fetched = self._fetch(taken)
         if fetched is None:
             return "incomplete"
         chunks, parts = fetched
-        store = self._open_store()
-        if (taken.collection, taken.plan.fingerprint) not in self._opened:
-            store.open(taken.collection, taken.plan)
-            self._opened.add((taken.collection, taken.plan.fingerprint))
         merged = merge(taken.plan, taken.names, chunks, parts)
         points = [
             build_point(
@@ -163,16 +217,23 @@ class Aggregator(FleetProcess):
             "update": store.update_vectors,
             "payload": store.update_payload,
         }[taken.kind]
-        refused = self._write(
-            lambda some: write(taken.collection, some, taken.started), points, {c.id: c for c in chunks}
-        )
+        try:
+            refused = self._write(
+                lambda some: write(taken.collection, some, taken.started), points, {c.id: c for c in chunks}
+            )
+        except (StoreUnavailable, UsageError):
+            # It may have been removed from the server: the next try makes it anew.
+            self._opened.discard(opened)
+            self._goldens().forget(taken.collection)
+            raise
         dead = [_letter(chunk, why, "embed") for chunk, why in merged.rejected] + refused
         seen, kept, truncated = _token_totals(merged)
         self.ledger.steps.close(taken, len(points) - len(refused), seen, kept, truncated, dead)
         return "written"
 
     def _fetch(self, taken: Taken) -> tuple[list[Chunk], dict[str, Part]] | None:
-        """Text and parts in one round trip; a lost or damaged part is due again, and there is nothing yet.
+        """Text and parts in one round trip; a part that is lost, damaged, or of a worker with other golden
+        vectors than the collection's is due again, and there is nothing yet.
 
         Raises BlobLost if the text is gone.
         """
@@ -187,6 +248,8 @@ class Aggregator(FleetProcess):
                 part = unpack_part(blob)
                 if len(part) != len(chunks):
                     raise CodecError(f"it is for {len(part)} texts, the batch has {len(chunks)}")
+                if refused := self._goldens().refuses(taken.collection, taken.plan, model, part):
+                    raise CodecError(refused)
                 parts[model] = part
             except CodecError as error:
                 log.warning("the part of %s in batch %s is computed again: %s", model, taken.batch, error)
@@ -217,4 +280,5 @@ def _letter(chunk: Chunk, reason: str, stage: str) -> DeadLetter:
 def _token_totals(merged: Merged) -> tuple[int, int, int]:
     """Tokens seen and kept over all models, and vectors made of a cut text."""
     pairs = [pair for models in merged.tokens.values() for pair in models.values()]
-    return sum(s for s, _ in pairs), sum(k for _, k in pairs), sum(s > k for s, k in pairs)
+    truncated = sum(s > k for s, k in pairs) + merged.shortened
+    return sum(s for s, _ in pairs), sum(k for _, k in pairs), truncated

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from ledger.alive import Process
+from ledger.rates import Rate
 from ledger.steps import PartRecord, Taken, space_mark
 from registry import spaces
 from registry.codecs import pack_part
-from registry.errors import SpaceMismatch, UsageError
+from registry.errors import GoldenMismatch, SpaceMismatch, UsageError
 from registry.models import OutputKind, embedder
 from registry.names import QUEUE_AGGREGATE, TASK_EMBED, TASK_EMBED_QUERY, embed_queue, query_queue
 from registry.settings import Settings
@@ -22,6 +24,8 @@ from worker.edge import Abandoned
 from worker.encoders.base import Encoder, Side
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
+from worker.golden_gate import GoldenGate
+from worker.pace import Pace
 from worker.process import FleetProcess
 
 log = logging.getLogger(__name__)
@@ -36,15 +40,27 @@ class EmbedWorker(FleetProcess):
 
     threads = 2
 
-    def __init__(self, settings: Settings, model: str, task: str = "", name: str = "") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        task: str = "",
+        name: str = "",
+        *,
+        variant: str = "",
+        truncation: str = "cut",
+    ) -> None:
         spec = embedder(model)
         self.model = spec.name
         self.model_task = task
+        self._served = {"variant": variant, "truncation": truncation}
         self.encoder: Encoder | None = None
+        self._gate: GoldenGate | None = None
         self._device = threading.Lock()
         process = Process(kind="worker", name=name or f"worker-{model}", model=model, device=settings.device)
         super().__init__(settings, process, [query_queue(model), embed_queue(model)])
         self._answers = Answers(self.ledger)
+        self._pace = Pace(self._note_rate)
 
     def register(self) -> None:
         """Bulk steps and queries."""
@@ -56,9 +72,11 @@ class EmbedWorker(FleetProcess):
         began = time.monotonic()
         self.wait_for_room()
         kinds = [output.kind for output in embedder(self.model).outputs]
-        encoder = load_encoder(self.model, self.model_task, self.settings, kinds)
+        encoder = load_encoder(self.model, self.model_task, self.settings, kinds, **self._served)
         warm_up(encoder, kinds)
-        self.encoder = encoder
+        gate = GoldenGate(encoder, kinds, self.ledger.goldens, self._device, self.settings.golden_batches)
+        gate.enter()
+        self.encoder, self._gate = encoder, gate
         self.change(
             device=encoder.numerics.device,
             spaces={kind: encoder.space(kind).fingerprint for kind in kinds},
@@ -81,21 +99,29 @@ class EmbedWorker(FleetProcess):
         mark = spaces.space_mark(encoder.space(kind) for kind in kinds)
         wanted = space_mark(taken.plan, self.model)
         if mark != wanted:
+            how = " ".join(["v5 worker", self.model, *taken.plan.worker_options(self.model)])
             raise SpaceMismatch(
                 f"batch {taken.batch} wants {self.model} in space {wanted}; this worker serves {mark}. Start "
-                "a worker with the plan's task (`v5 worker --task`) or submit with this fleet's plan"
+                f"one as the plan wants it (`{how}`), or submit with this fleet's plan"
             )
         chunks = self.ledger.steps.chunks(taken)
         began = time.monotonic()
-        part = encode(
-            encoder,
-            [chunk.text for chunk in chunks],
-            "document",
-            kinds,
-            device_lock=self._device,
-            on_progress=_Renewal(self, taken),
-            should_stop=self.stopping.is_set,
-        )
+        texts = [chunk.text for chunk in chunks]
+        with self._gated() as gate:
+            gate.enter()
+            passed = gate.passed()
+            with self._pace.working():
+                part = encode(
+                    encoder,
+                    texts,
+                    "document",
+                    kinds,
+                    device_lock=self._device,
+                    on_progress=_Renewal(self, taken),
+                    should_stop=self.stopping.is_set,
+                )
+            gate.leave()
+        part = replace(part, notes={**part.notes, "goldens": passed})
         blob = pack_part(part)
         self.ledger.steps.put_part(taken, blob)
         record = PartRecord(
@@ -106,7 +132,11 @@ class EmbedWorker(FleetProcess):
         )
         if self.ledger.steps.record(taken, mark, record):
             self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
+        self._pace.finished(texts, part)
         return "embedded"
+
+    def _note_rate(self, rate: Rate) -> None:
+        self.ledger.rates.note(self.model, self.process.device, rate)
 
     def _query(self, **arguments: Any) -> str:
         return self._answers.give(arguments, self._embed_texts)
@@ -129,10 +159,22 @@ class EmbedWorker(FleetProcess):
                     f"the collection holds {self.model} {kind} vectors of space {fingerprint}; this worker "
                     f"serves {serving}: they cannot be compared"
                 )
+        with self._gated() as gate:
+            gate.enter()
         part = encode(encoder, texts, cast("Side", side), kinds, device_lock=self._device)
         if part.rejected:
             raise UsageError(f"the text cannot be embedded: {next(iter(part.rejected.values()))}")
         return pack_part(part)
+
+    @contextmanager
+    def _gated(self) -> Iterator[GoldenGate]:
+        """The gate; an encoder that is found not to give its golden vectors meanwhile ends the process."""
+        if self._gate is None:
+            raise RuntimeError("the model is not loaded")
+        try:
+            yield self._gate
+        except GoldenMismatch as error:
+            self.resign(str(error))
 
     def _serving(self) -> Encoder:
         if self.encoder is None:

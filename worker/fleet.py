@@ -18,6 +18,7 @@ from typing import Any
 
 from ledger.ledger import Ledger
 from registry.errors import FleetError, StoreUnavailable, V5Error
+from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan, plan_from_json
 from registry.settings import Settings
 from worker.supervised import birth
@@ -54,7 +55,13 @@ def is_running(settings: Settings) -> bool:
 
 
 def up(
-    settings: Settings, plan: Plan, timeout: float, said: Callable[[str], None]
+    settings: Settings,
+    plan: Plan,
+    timeout: float,
+    said: Callable[[str], None],
+    *,
+    flower: bool = False,
+    rerank: bool = False,
 ) -> tuple[bool, list[dict[str, Any]]]:
     """Start a detached fleet and wait until every process is ready.
 
@@ -66,7 +73,7 @@ def up(
     layout = Layout(settings.data_dir.absolute())
     if fresh:
         _end_strays(settings)
-        supervisor = _spawn(plan, layout)
+        supervisor = _spawn(plan, layout, ["--flower"] * flower + ["--rerank"] * rerank)
     else:
         state = read_state(settings)
         standing = plan_from_json(state["plan"]) if state else None
@@ -74,6 +81,16 @@ def up(
             raise FleetError(
                 f"a fleet for another plan runs in {layout.root} ({standing.describe()}); "
                 "stop it with `v5 down` first"
+            )
+        names = {p["name"] for p in state["processes"]} if state else set()
+        if rerank and state is not None and f"worker-{DEFAULT_RERANKER}" not in names:
+            raise FleetError(
+                "the fleet that runs was started without a reranker; start it beside with "
+                f"`v5 worker {DEFAULT_RERANKER}`"
+            )
+        if flower and state is not None and "flower" not in names:
+            raise FleetError(
+                "the fleet that runs was started without Flower; start it beside with `v5 flower`"
             )
         supervisor = None
     try:
@@ -88,7 +105,7 @@ def up(
         raise
 
 
-def _spawn(plan: Plan, layout: Layout) -> subprocess.Popen[bytes]:
+def _spawn(plan: Plan, layout: Layout, options: list[str]) -> subprocess.Popen[bytes]:
     log_file = layout.log("fleet")
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +116,7 @@ def _spawn(plan: Plan, layout: Layout) -> subprocess.Popen[bytes]:
         ) from error
     with out:
         return subprocess.Popen(
-            [sys.executable, "-m", "v5", "up", "--foreground", "--plan", plan.model_dump_json()],
+            [sys.executable, "-m", "v5", "up", "--foreground", "--plan", plan.model_dump_json(), *options],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -151,7 +168,7 @@ def _wait_ready(
 def _ready_pids(ledger: Ledger) -> dict[int, str]:
     try:
         here = [p for p in ledger.alive.list() if p.host == socket.gethostname()]
-        return {p.pid: p.device or "store" for p in here if p.condition == "ready"}
+        return {p.pid: p.device or p.note or "store" for p in here if p.condition == "ready"}
     except V5Error:
         return {}
 

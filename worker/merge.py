@@ -31,6 +31,8 @@ class Merged:
     rejected: list[tuple[Chunk, str]]
     #: Tokens seen and kept, per chunk id and model.
     tokens: dict[str, dict[str, tuple[int, int]]]
+    #: Multi-vectors that lost rows to the store's ceiling, of texts that the model itself read whole.
+    shortened: int = 0
 
 
 def normalise(values: Matrix) -> Matrix:
@@ -89,7 +91,13 @@ def merge(plan: Plan, names: Sequence[str], chunks: Sequence[Chunk], parts: Mapp
             }
             for row in kept
         },
+        shortened=sum(_shortened(part, row) for part in parts.values() for row in kept),
     )
+
+
+def _shortened(part: Part, row: int) -> bool:
+    whole = int(part.tokens_seen[row]) == int(part.tokens_kept[row])
+    return whole and str(row) in part.notes.get("rows_cut", {})
 
 
 def named_vectors(plan: Plan, names: Sequence[str], parts: Mapping[str, Part], row: int) -> dict[str, Vector]:

@@ -27,7 +27,8 @@ import numpy as np
 
 from registry.errors import WeightsError
 from registry.models import ModelSpec, model
-from worker.weights import Weights, sha256_of
+from worker.snapshot import sha256_of
+from worker.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,9 @@ def _export(spec: ModelSpec, snapshot: Path, graph: Path) -> float:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    bert = AutoModel.from_pretrained(snapshot, attn_implementation="eager", dtype=torch.float32).eval()
+    bert = AutoModel.from_pretrained(
+        snapshot, attn_implementation="eager", dtype=torch.float32, use_safetensors=True
+    ).eval()
     raw = graph.with_suffix(".raw.onnx")
     names = ["input_ids", "attention_mask", "token_type_ids"]
     ids = torch.tensor([[101, 2054, 2003, 102], [101, 2054, 102, 0]])

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from celery import bootsteps, signals
 from celery.exceptions import SecurityWarning
@@ -17,7 +17,6 @@ from celery.exceptions import SecurityWarning
 from ledger.alive import Condition, Process
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
-from ledger.server import is_full
 from registry.celery_app import make_app
 from registry.errors import InfrastructureError, V5Error
 from registry.settings import Settings
@@ -68,6 +67,10 @@ class FleetProcess:
         # Celery warns root of pickle, which this application does not accept.
         warnings.simplefilter("ignore", SecurityWarning)
         self.ledger.check()
+        self.ledger.servers.broker.check_consumer()
+        forgetful = self.ledger.servers.forgetful()
+        if forgetful:
+            log.warning("%s", forgetful)
         self.register()
         self._install_steps()
         self._announcer.start()
@@ -99,6 +102,23 @@ class FleetProcess:
         logging.shutdown()
         os._exit(EXIT_GAVE_UP)
 
+    def resign(self, reason: str) -> NoReturn:
+        """End the process for good: no restart would mend it, and its supervisor starts none. Its leases run
+        out, and others do its work."""
+        log.critical("%s leaves the fleet: %s", self.process.name, reason)
+        self._fail(reason)
+        logging.shutdown()
+        os._exit(EXIT_CONFIG)
+
+    def _fail(self, reason: str) -> None:
+        """Leave the reason where `v5 ps` finds it."""
+        self.stopping.set()
+        self.change(condition="failed", note=reason)
+        try:
+            self.ledger.alive.fail(self.process)
+        except V5Error as error:
+            log.warning("could not announce: %s", error)
+
     def say(self, condition: Condition, note: str = "") -> None:
         """Change what the process announces about itself."""
         self.change(condition=condition, note=note)
@@ -113,21 +133,24 @@ class FleetProcess:
             self.process = replace(self.process, **fields)
 
     def wait_for_room(self, relieve: Callable[[], bool] | None = None) -> None:
-        """Wait while Redis is at its maxmemory: a consumer would lose the first message it takes and die.
+        """Wait while a server is at its maxmemory: on a full broker a consumer would lose the first message
+        it takes and die, and without room for blobs a forward pass would be for nothing.
 
         `relieve()` does something about it and says whether it did.
         """
-        told = False
+        told = ""
         while not self.stopping.is_set():
             try:
-                if not is_full(self.ledger.redis):
+                full = self.ledger.servers.full()
+                if not full:
                     break
+                why = " and ".join(str(server) for server in full) + " at maxmemory"
             except InfrastructureError as error:
-                log.warning("%s", error)
-            if not told:
-                self.say("waiting", "Redis is at its maxmemory")
-                log.warning("Redis is at its maxmemory; consuming starts when there is room")
-                told = True
+                why = str(error)
+            if why != told:
+                self.say("waiting", why)
+                log.warning("%s; consuming starts when there is room", why)
+                told = why
             if relieve is None or not relieve():
                 time.sleep(0.5)
         if told:
@@ -156,6 +179,7 @@ class FleetProcess:
                     raise
                 except V5Error as error:
                     log.error("%s", error)
+                    owner._fail(str(error))
                     raise SystemExit(EXIT_CONFIG) from error
 
         self.app.steps["worker"].add(Resident)

@@ -58,7 +58,7 @@ def _search(store: Store, asked: dict[str, Any]) -> bytes:
 
     The query's named vectors are made of the parts exactly as a chunk's are.
     """
-    plan = store.describe(str(asked["collection"])).plan
+    plan = store.plan(str(asked["collection"]))
     names = [str(name) for name in asked["names"]]
     parts = {str(model): unpack_part(base64.b64decode(blob)) for model, blob in asked["parts"].items()}
     queries = named_vectors(plan, names, parts, 0)

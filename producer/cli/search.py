@@ -2,93 +2,128 @@
 
 from __future__ import annotations
 
-import base64
 import uuid
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from producer.cli.options import collection
 from producer.fleet import Fleet
+from producer.search import CANDIDATES, TOP, Hit, Reranked, find, search_with_reranking
 from registry.chunks import chunk_id
 from registry.console import as_json, data_dir, print_json
-from registry.errors import PlanError, UsageError
-from registry.plan import Plan
+from registry.errors import UsageError
 from registry.settings import load_settings
 
 #: Lines of a hit's text that are shown to people.
 TEXT_LINES = 4
+#: Results where nobody says how many.
+LIMIT = 5
+NOTHING = "nothing found; is the collection filled? `v5 jobs` tells"
 
 
 @click.command()
 @click.argument("query")
 @collection
 @click.option("--using", "using", multiple=True, metavar="NAME", help="A named vector; default: all, fused.")
-@click.option("--limit", "-n", default=5, show_default=True, type=click.IntRange(1, 1000), help="Results.")
+@click.option("--limit", "-n", type=click.IntRange(1, 1000), help=f"Results; default: {LIMIT}.")
+@click.option("--rerank", is_flag=True, help="Let a reranker order the best candidates.")
+@click.option("--candidates", type=click.IntRange(1, 1000), help=f"What it orders; default: {CANDIDATES}.")
+@click.option("--top", type=click.IntRange(1, 1000), help=f"What is shown of them; default: {TOP}.")
+@click.option("--block", type=click.IntRange(1), help="Candidates of one pass; default: the model's own.")
 @as_json
 @data_dir
-def search(query: str, collection: str, using: tuple[str, ...], limit: int, as_json: bool) -> None:
+def search(
+    query: str,
+    collection: str,
+    using: tuple[str, ...],
+    limit: int | None,
+    rerank: bool,
+    candidates: int | None,
+    top: int | None,
+    block: int | None,
+    as_json: bool,
+) -> None:
     """Search a collection: by one named vector, or by several fused with reciprocal ranks.
+
+    With --rerank, a reranker reads the query and the texts of the best candidates at once and orders them.
+    Its scores depend on the candidates of one pass, so they can be compared only under the same label.
 
     \b
     Examples:
       v5 search "parse an ISO date" --collection code
       v5 search "parse an ISO date" -c code --using qdrant-minilm-onnx --limit 10 --json
+      v5 search "parse an ISO date" -c code --rerank --candidates 50 --top 5
     """
     if not query.strip():
         raise UsageError("the query is empty; say what to look for")
+    if rerank and limit is not None:
+        raise UsageError("--limit is for a search without --rerank; with it, say --candidates and --top")
+    if not rerank and any((candidates, top, block)):
+        raise UsageError("--candidates, --top and --block are for --rerank")
     fleet = Fleet(load_settings())
     try:
-        hits = find(fleet, collection, query, using, limit)
+        if rerank:
+            initial = candidates or CANDIDATES
+            found = search_with_reranking(
+                fleet, collection, query, top or min(TOP, initial), initial, using=using, block=block or 0
+            )
+            _tell_reranked(found, as_json=as_json)
+        else:
+            _tell(find(fleet, collection, query, using, limit or LIMIT), as_json=as_json)
     finally:
         fleet.close()
+
+
+def _tell(hits: list[Hit], *, as_json: bool) -> None:
     if as_json:
-        print_json(hits)
+        print_json([asdict(hit) for hit in hits])
         return
     if not hits:
-        click.echo("nothing found; is the collection filled? `v5 jobs` tells")
+        click.echo(NOTHING)
     for rank, hit in enumerate(hits, 1):
-        place = f"{hit['path'] or hit['id']}" + (f":{hit['start_line']}" if hit["start_line"] else "")
-        click.secho(f"{rank}. {place}", bold=True, nl=False)
-        click.echo(f"  {hit['score']:.4f}")
-        lines = hit["text"].splitlines()
-        for line in lines[:TEXT_LINES]:
-            click.echo(f"     {line[:110]}")
-        if len(lines) > TEXT_LINES:
-            click.echo(f"     … {len(lines) - TEXT_LINES} more lines")
+        _show(hit, rank, f"{hit.score:.4f}")
 
 
-def find(
-    fleet: Fleet, collection: str, query: str, using: tuple[str, ...], limit: int
-) -> list[dict[str, Any]]:
-    """Hits as `{id, score, path, start_line, text}`, best first."""
-    plan = fleet.describe(collection).plan
-    names = list(using) or default_names(plan)
-    for name in names:
-        plan.vector(name)
-    blobs = fleet.embed_query(plan, plan.models_for(names), query)
-    parts = {model: base64.b64encode(blob).decode() for model, blob in blobs.items()}
-    return [
-        {
-            "id": hit["id"],
-            "score": hit["score"],
-            "path": hit["payload"].get("path"),
-            "start_line": hit["payload"].get("start_line"),
-            "text": hit["payload"].get("text", ""),
-        }
-        for hit in fleet.search(collection, names, parts, limit)
-    ]
+def _tell_reranked(found: Reranked, *, as_json: bool) -> None:
+    order = found.order
+    if as_json:
+        about = asdict(order) if order else {}
+        about.pop("ranking", None)
+        hits = [
+            {
+                "rank": hit.rank,
+                "relevance_score": hit.relevance_score,
+                "first_rank": hit.first_rank,
+                **asdict(hit.hit),
+            }
+            for hit in found.hits
+        ]
+        print_json({"candidates": found.candidates, "reranker": about, "hits": hits})
+        return
+    if order is None:
+        click.echo(NOTHING)
+        return
+    passes = "1 pass" if len(order.blocks) == 1 else f"{len(order.blocks)} passes"
+    click.echo(f"{found.candidates} candidates ordered by {order.label} in {passes}")
+    if order.truncated:
+        click.echo(f"{len(order.truncated)} of them were cut at the model's limit")
+    if order.query_truncated:
+        click.echo("the query was cut at the model's limit")
+    for hit in found.hits:
+        _show(hit.hit, hit.rank, f"{hit.relevance_score:+.4f}  (was {hit.first_rank}., {hit.hit.score:.4f})")
 
 
-def default_names(plan: Plan) -> list[str]:
-    """Every vector that says something of its own: no prefixes of another, no per-token vectors (these are
-    for rescoring), and the ensemble in place of nothing."""
-    names = [v.name for v in plan.vectors() if v.derived != "matryoshka" and v.kind != "multi"]
-    if not names:
-        names = [v.name for v in plan.vectors()]
-    if not names:
-        raise PlanError("the collection's plan has no vectors")
-    return names
+def _show(hit: Hit, rank: int, score: str) -> None:
+    place = f"{hit.path or hit.id}" + (f":{hit.start_line}" if hit.start_line else "")
+    click.secho(f"{rank}. {place}", bold=True, nl=False)
+    click.echo(f"  {score}")
+    lines = hit.text.splitlines()
+    for line in lines[:TEXT_LINES]:
+        click.echo(f"     {line[:110]}")
+    if len(lines) > TEXT_LINES:
+        click.echo(f"     … {len(lines) - TEXT_LINES} more lines")
 
 
 @click.command()

@@ -7,11 +7,22 @@ from typing import Any
 
 import click
 
+from producer.cli.dry_run import dry_run as tell_forecast
 from producer.cli.meter import Meter
-from producer.cli.options import collection, corpus_options, read_corpus
+from producer.cli.options import CORPUS_FIELDS, PIPE, collection, corpus_options, read_corpus
 from producer.fleet import Fleet
 from producer.submission import Submission, Summary
-from registry.console import as_json, data_dir, plan_options, print_json, read_plan, start_logging
+from registry.console import (
+    as_json,
+    data_dir,
+    index_option,
+    plan_options,
+    print_json,
+    read_plan,
+    start_logging,
+    warn_of,
+    with_index,
+)
 from registry.errors import PlanError
 from registry.plan import Plan
 from registry.settings import Settings, load_settings
@@ -24,30 +35,41 @@ EXIT_DEAD = 3
 @corpus_options
 @collection
 @plan_options
+@index_option
+@click.option("--dry-run", is_flag=True, help="Only say what it would take; no fleet is needed.")
 @as_json
 @data_dir
-def submit(collection: str, as_json: bool, **options: Any) -> None:
-    """Submit a corpus: source code, prose, JSON Lines, or a folder of *_chunks.json files.
+def submit(collection: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Submit a corpus: source code, prose, JSON Lines, Parquet, or a folder of *_chunks.json files.
 
     What the collection already has is skipped. Without --primary, the running fleet's plan is used. Ctrl-C
     loses nothing: what is staged goes on, and the same command again does the rest.
+
+    `-` reads JSON Lines (also gzipped) from a pipe; chunks without an id are named by --name and their line,
+    so a pipe of other content needs another name.
 
     \b
     Examples:
       v5 submit src/ docs/ --collection code
       v5 submit chunks.jsonl -c notes --primary qdrant-minilm-onnx --companion all-miniLM-l6
       v5 submit Chunked/MyCollection -c v4 --min-tokens 50
+      v5 submit corpus.parquet -c notes
+      v5 submit - -c notes --name notes.jsonl < notes.jsonl
+      v5 submit src/ -c code --primary qdrant-minilm-onnx --dry-run
       v5 submit src/ -c code --json | tail -1
     """
     settings = load_settings()
     start_logging(settings)
-    corpus_fields = {
-        key: options.pop(key) for key in ("paths", "root", "include", "exclude", "min_tokens", "chunk_chars")
-    }
+    corpus_fields = {key: options.pop(key) for key in CORPUS_FIELDS}
+    index = options.pop("index")
     plan = read_plan(settings, **options)
     corpus = read_corpus(settings, **corpus_fields)
+    if dry_run:
+        tell_forecast(settings, corpus, plan, index, as_json=as_json)
+        return
     fleet = Fleet(settings)
-    plan = plan or _fleet_plan(fleet)
+    plan = with_index(plan or _fleet_plan(fleet), index)
+    warn_of(plan)
     meter = Meter(as_json=as_json)
     for what in fleet.unserved(plan).values():
         click.echo(f"warning: {what}; its steps wait until then", err=True)
@@ -57,9 +79,10 @@ def submit(collection: str, as_json: bool, **options: Any) -> None:
             summary = submission.run()
     except KeyboardInterrupt:
         job = submission.progress.job
+        again = "with the same pipe " if PIPE in corpus_fields["paths"] else ""
         click.echo(
             f"interrupted; nothing is lost: what is staged of job {job or '(none yet)'} goes on, and the "
-            "same command again does the rest",
+            f"same command again {again}does the rest",
             err=True,
         )
         sys.exit(130)
@@ -90,7 +113,7 @@ def _tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.ignored_reasons.items()))
         click.echo(f"left out: {reasons}")
     if summary.truncated:
-        click.echo(f"{summary.truncated} vectors are of texts cut at their model's limit")
+        click.echo(f"{summary.truncated} vectors are of texts over a limit, and lack what is past it")
     if summary.dead:
         click.echo(f"why: v5 dead {summary.job}")
     if summary.state == "paused":

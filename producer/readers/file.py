@@ -6,22 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Literal
 
 from producer.draft import JSON_LINES_NAME
 
-Format = Literal["v4", "jsonl", "plain"]
+Format = Literal["v4", "jsonl", "parquet", "plain"]
 
 #: What V4 wrote beside its chunk files.
 V4_SUMMARY = "_processing_summary.json"
 V4_CHUNKS = "_chunks.json"
+PARQUET = ".parquet"
 
 #: Files that are not text, by extension; the others are looked into.
 BINARY_EXTENSIONS = frozenset({
     ".7z", ".a", ".avi", ".avif", ".bin", ".bmp", ".bz2", ".class", ".dat", ".db", ".dll", ".dmg", ".doc",
     ".docx", ".dylib", ".eot", ".exe", ".flac", ".gif", ".gz", ".ico", ".jar", ".jpeg", ".jpg", ".lz4",
-    ".mkv", ".mov", ".mp3", ".mp4", ".npy", ".npz", ".o", ".odt", ".ogg", ".onnx", ".otf", ".parquet", ".pdf",
+    ".mkv", ".mov", ".mp3", ".mp4", ".npy", ".npz", ".o", ".odt", ".ogg", ".onnx", ".otf", ".pdf",
     ".pickle", ".pkl", ".png", ".ppt", ".pptx", ".pt", ".pth", ".pyc", ".pyd", ".pyo", ".rar", ".safetensors",
     ".so", ".sqlite", ".tar", ".tgz", ".tif", ".tiff", ".ttf", ".wasm", ".wav", ".webm", ".webp", ".whl",
     ".woff", ".woff2", ".xls", ".xlsx", ".xz", ".zip", ".zst",
@@ -44,6 +46,10 @@ class CorpusFile:
     format: Format
     size: int
 
+    def open(self) -> BufferedReader:
+        """Its bytes, from the beginning. Raises OSError."""
+        return self.path.open("rb")
+
 
 def format_of(name: str) -> Format | None:
     """How a file of that name is read; None for JSON that holds no chunks, by its name."""
@@ -51,6 +57,8 @@ def format_of(name: str) -> Format | None:
         return "v4"
     if JSON_LINES_NAME.search(name):
         return "jsonl"
+    if name.lower().endswith(PARQUET):
+        return "parquet"
     return None if os.path.splitext(name)[1].lower() in DATA_EXTENSIONS else "plain"
 
 

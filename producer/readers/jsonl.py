@@ -7,19 +7,16 @@ import json
 import zlib
 from collections.abc import Iterator
 from io import BufferedReader
-from typing import Any
 
-from producer.cutting.languages import language_of
 from producer.draft import Draft, place
 from producer.problem import Problem
 from producer.readers.file import CorpusFile
-from registry.chunks import RESERVED_KEYS
+from producer.readers.record import draft_of
 
 #: A longer line is passed over without being held. Bytes.
 MAX_LINE_BYTES = 64 << 20
 _STEP = 1 << 20
-#: Ids appear in messages and in the dead-letter list.
-MAX_ID_CHARS = 1024
+_GZIP = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 # NaN and the infinities are no JSON; they become null, as everywhere in a payload.
@@ -33,8 +30,7 @@ def read_jsonl(file: CorpusFile) -> Iterator[Draft | Problem]:
     go to `metadata`. `path` is the record's own, else the file's, then with its `line`.
     """
     number = 0
-    packed = file.label.lower().endswith(".gz")
-    with gzip.open(file.path) if packed else file.path.open("rb") as stream:
+    with file.open() as raw, _unpacked(raw) as stream:
         lines = _lines(stream)
         while True:
             number += 1
@@ -52,6 +48,11 @@ def read_jsonl(file: CorpusFile) -> Iterator[Draft | Problem]:
                 line = line.removeprefix(_UTF8_BOM)
             if line and not line.isspace():
                 yield _draft(file, number, line)
+
+
+def _unpacked(raw: BufferedReader) -> gzip.GzipFile | BufferedReader:
+    # Told by its first bytes, for a pipe has no name.
+    return gzip.open(raw) if raw.peek(2)[:2] == _GZIP else raw
 
 
 def _lines(stream: gzip.GzipFile | BufferedReader) -> Iterator[bytes]:
@@ -77,47 +78,4 @@ def _draft(file: CorpusFile, number: int, line: bytes) -> Draft | Problem:
         return Problem(where, f"not JSON: {error}")
     if not isinstance(record, dict):
         return Problem(where, 'not an object like {"text": …}')
-    try:
-        given = given_id(record.pop("id", None))
-    except ValueError as error:
-        return Problem(where, str(error))
-    text = record.pop("text", None)
-    metadata = record.pop("metadata", None)
-    if metadata is not None and not isinstance(metadata, dict):
-        return Problem(where, "metadata is not an object")
-    payload = merged(record, metadata)
-    path = payload.get("path")
-    if not isinstance(path, str) or not path:
-        if path is not None:
-            payload["metadata"] = {"path": path, **payload.get("metadata", {})}
-        payload["path"] = path = file.label
-        payload.setdefault("line", number)
-    language = None if path == file.label else language_of(path)
-    if language:
-        payload.setdefault("language", language)
-    return Draft(file.label, number, text, payload, given)
-
-
-def given_id(value: object) -> str | None:
-    """The id a record brings, as text; empty is none. Raises ValueError if it is no id."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError("the id is neither a string nor an integer")
-    given = str(value)
-    if len(given) > MAX_ID_CHARS:
-        raise ValueError(f"the id has {len(given)} characters; at most {MAX_ID_CHARS} name a chunk")
-    return given
-
-
-def merged(extra: dict[str, Any], metadata: dict[str, Any] | None) -> dict[str, Any]:
-    """A payload of a record's further keys and its metadata; reserved keys move into `metadata`."""
-    moved = RESERVED_KEYS & extra.keys()
-    if moved:
-        extra, metadata = dict(extra), dict(metadata or {})
-        for key in sorted(moved):
-            free = key
-            while free in metadata:
-                free += "_"
-            metadata[free] = extra.pop(key)
-    return extra if metadata is None else {**extra, "metadata": metadata}
+    return draft_of(file.label, number, record, "line")

@@ -10,7 +10,7 @@ from producer.cutting.languages import LANGUAGES, language_of
 from producer.draft import Draft, place
 from producer.problem import Problem
 from producer.readers.file import MAX_V4_BYTES, CorpusFile
-from producer.readers.jsonl import given_id, merged
+from producer.readers.record import given_id, merged
 from registry.errors import CorpusError
 
 _decode = json.JSONDecoder(parse_constant=lambda _: None).decode

@@ -17,6 +17,7 @@ import pytest
 import store.edge_collection
 from registry.chunks import chunk_id
 from registry.errors import StoreRefused, StoreUnavailable
+from registry.index import Index, VectorIndex
 from registry.plan import Plan
 from store.edge import EdgeStore
 
@@ -348,3 +349,20 @@ def test_the_log_that_is_synced_is_where_the_engine_keeps_it(root, edge, narrow,
     point = make_point(narrow, 1, mark="found in the log")
     edge.upsert("c", [point], 1000)
     assert any(b"found in the log" in path.read_bytes() for path in log.iterdir())
+
+
+@pytest.mark.parametrize("quantization", ["int8", "binary"])
+def test_a_quantized_copy_finds_and_the_vectors_themselves_decide(edge, narrow, make_point, quantization):
+    index = Index(dense=VectorIndex(quantization=quantization))
+    edge.open("c", narrow.model_copy(update={"index": index}))
+    points = [make_point(narrow, i) for i in range(300)]
+    edge.upsert("c", points, 1000)
+    assert edge.maintain("c", least=1)
+
+    exact = np.stack([p.vectors[DENSE] for p in points])
+    for query in (points[7].vectors[DENSE], points[211].vectors[DENSE]):
+        hits = edge.query("c", {DENSE: query}, 5)
+        assert hits[0].score == pytest.approx(1.0, abs=1e-6)
+        scores = {p.id: float(row @ query) for p, row in zip(points, exact, strict=True)}
+        # A score of the copy would be off by a hundredth or more.
+        assert [hit.score for hit in hits] == pytest.approx([scores[hit.id] for hit in hits], abs=1e-5)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from registry.chunks import Chunk, chunk_id
-from registry.errors import SpaceMismatch, UsageError
+from registry.errors import SpaceMismatch
 from registry.index import PROFILES
 from registry.plan import Plan
 from registry.settings import load_settings
@@ -17,6 +17,7 @@ from store.factory import open_store
 from store.fusion import best, depth
 from store.layout import PAYLOAD_INDEXES, layout
 from store.points import CONTENT_HASH, STARTED, build_point
+from store.server import ServerStore
 
 
 def test_a_point_carries_the_chunk_and_what_the_store_needs():
@@ -133,5 +134,6 @@ def test_the_settings_name_the_store(tmp_path):
     assert isinstance(opened, EdgeStore)
     opened.close()
     assert (tmp_path / "store").is_dir()
-    with pytest.raises(UsageError, match=r"V5_QDRANT_URL is http://q:6333.*unset"):
-        open_store(load_settings(data_dir=tmp_path, qdrant_url="http://q:6333"))
+    served = open_store(load_settings(data_dir=tmp_path, qdrant_url="http://q:6333"))
+    assert isinstance(served, ServerStore)
+    served.close()

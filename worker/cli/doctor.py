@@ -13,11 +13,13 @@ from typing import Literal
 import click
 
 from ledger.ledger import Ledger
-from ledger.server import hide_password, maxmemory
+from ledger.server import maxmemory
+from ledger.servers import Server
 from registry.console import as_json, data_dir, print_json
 from registry.errors import V5Error
-from registry.models import EMBEDDERS, model
+from registry.models import MODELS, model
 from registry.settings import Settings, load_settings
+from store.factory import open_store
 from worker import fleet, private_redis
 from worker.devices import cuda_devices
 
@@ -72,14 +74,17 @@ def _data(settings: Settings) -> list[Finding]:
 def _redis(settings: Settings) -> list[Finding]:
     ledger = Ledger(settings)
     try:
-        ledger.check()
-        limit = maxmemory(ledger.redis)
-        budget = ledger.blobs.budget(settings.inflight_bytes)
-        where = hide_password(settings.ledger_url)
-        said = f"{where}, maxmemory {limit >> 20} MiB, {budget >> 20} MiB may be in flight"
-        found = [
-            Finding("Redis", "ok", said if limit else f"{where}, no maxmemory, {budget >> 20} MiB budget")
-        ]
+        main = ledger.servers.ledger
+        servers = ledger.servers.all
+        found = [_server(server, "Redis" if server is main else _title(server)) for server in servers]
+        if found[0].verdict == "wrong":
+            return [_no_ledger(settings, found[0]), *found[1:]]
+        forgetful = ledger.servers.forgetful()
+        if forgetful:
+            found.append(Finding("Redis on disk", "warning", forgetful))
+        if all(finding.verdict == "ok" for finding in found[: len(servers)]):
+            budget = ledger.blobs.budget(settings.inflight_bytes)
+            found.append(Finding("budget", "ok", f"{budget >> 20} MiB may be in flight"))
         living = ledger.alive.list()
         names = ", ".join(f"{p.name} ({p.condition})" for p in living)
         found.append(
@@ -89,24 +94,65 @@ def _redis(settings: Settings) -> list[Finding]:
         )
         return found
     except V5Error as error:
-        if not settings.embedded_redis:
-            return [Finding("Redis", "wrong", str(error))]
-        try:
-            said = f"not running; `v5 up` will start {private_redis.find_server()}"
-        except V5Error as absent:
-            return [Finding("Redis", "wrong", str(absent))]
-        return [Finding("Redis", "warning" if fleet.is_running(settings) else "ok", said)]
+        return [Finding("Redis", "wrong", str(error))]
     finally:
         ledger.close()
 
 
+def _server(server: Server, what: str) -> Finding:
+    """One server: fit for its roles, and how much memory it may use."""
+    try:
+        server.check()
+        if "broker" in server.roles:
+            server.check_consumer()
+        limit = maxmemory(server.client)
+    except V5Error as error:
+        return Finding(what, "wrong", str(error))
+    unchecked = server.address.tls is not None and not server.address.tls.verify
+    said = f"{server.address.shown}, " + (f"maxmemory {limit >> 20} MiB" if limit else "no maxmemory")
+    if unchecked:
+        return Finding(what, "warning", f"{said}, its TLS certificate is not checked")
+    return Finding(what, "ok", said)
+
+
+def _title(server: Server) -> str:
+    return f"Redis of the {' and '.join(sorted(server.roles, reverse=True))} at {server.address.shown}"
+
+
+def _no_ledger(settings: Settings, wrong: Finding) -> Finding:
+    """A private server need not run yet."""
+    if not settings.embedded_redis:
+        return wrong
+    try:
+        said = f"not running; `v5 up` will start {private_redis.find_server()}"
+    except V5Error as absent:
+        return Finding("Redis", "wrong", str(absent))
+    return Finding("Redis", "warning" if fleet.is_running(settings) else "ok", said)
+
+
 def _store(settings: Settings) -> list[Finding]:
     if settings.qdrant_url:
-        return [Finding("store", "wrong", "V5_QDRANT_URL is set, but this version stores embedded only")]
+        return [_server_store(settings)]
     version = _version("qdrant-edge-py")
     if not version:
         return [Finding("store", "wrong", "qdrant-edge-py is not installed: `pip install qdrant-edge-py`")]
     return [Finding("store", "ok", f"embedded, qdrant-edge-py {version}, {settings.data_dir / 'store'}")]
+
+
+def _server_store(settings: Settings) -> Finding:
+    try:
+        store = open_store(settings.model_copy(update={"qdrant_retries": 0}))
+    except V5Error as error:
+        return Finding("store", "wrong", str(error))
+    try:
+        store.connect()
+        return Finding(
+            "store", "ok", f"Qdrant at {settings.qdrant_url}, {len(store.collections())} collections"
+        )
+    except V5Error as error:
+        return Finding("store", "wrong", str(error))
+    finally:
+        store.close()
 
 
 def _runtimes(_settings: Settings) -> list[Finding]:
@@ -134,7 +180,7 @@ def _weights(settings: Settings) -> list[Finding]:
     from worker.weights import is_here
 
     found = []
-    for name in EMBEDDERS:
+    for name in MODELS:
         here = is_here(model(name), settings)
         found.append(
             Finding(f"weights of {name}", "ok", here)

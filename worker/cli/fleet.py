@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ledger.ledger import Ledger
-from registry.console import as_json, data_dir, plan_options, print_json, read_plan, start_logging
+from registry.console import as_json, data_dir, plan_options, print_json, read_plan, start_logging, warn_of
 from registry.errors import FleetError, V5Error
 from registry.plan import make_plan, plan_from_json
 from registry.settings import Settings, load_settings
@@ -24,10 +24,20 @@ from worker.supervisor import Supervisor
 @click.option(
     "--timeout", default=300.0, show_default=True, help="Seconds until every process must be ready."
 )
+@click.option("--flower", is_flag=True, help="Serve Flower, too (see `v5 flower`).")
+@click.option("--rerank", is_flag=True, help="Serve the reranker, too (see `v5 search --rerank`).")
 @click.option("--plan", "plan_json", hidden=True, help="The plan as JSON.")
 @as_json
 @data_dir
-def up(foreground: bool, timeout: float, plan_json: str | None, as_json: bool, **options: Any) -> None:
+def up(
+    foreground: bool,
+    timeout: float,
+    flower: bool,
+    rerank: bool,
+    plan_json: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Start a local fleet for a plan; returns when every process is ready.
 
     A process that dies is started again. Without --primary the plan is the registry's default model. Without
@@ -37,18 +47,20 @@ def up(foreground: bool, timeout: float, plan_json: str | None, as_json: bool, *
     Examples:
       v5 up --primary qdrant-minilm-onnx --companion all-miniLM-l6
       v5 up --primary jina-code-embeddings-1.5b --companion bge-m3 --output bge-m3=dense,sparse
+      v5 up --primary qdrant-minilm-onnx --rerank
     """
     settings = load_settings()
     plan = plan_from_json(plan_json) if plan_json else read_plan(settings, **options)
     if plan is None:
-        plan = make_plan(fake=settings.fake_encoders)
+        plan = make_plan(fake=settings.made_up)
+    warn_of(plan)
     if foreground:
         start_logging(settings)
-        Supervisor(settings, plan).run()
+        Supervisor(settings, plan, flower=flower, rerank=rerank).run()
         return
     began = time.monotonic()
     said = (lambda _line: None) if as_json else click.echo
-    fresh, processes = fleet.up(settings, plan, timeout, said)
+    fresh, processes = fleet.up(settings, plan, timeout, said, flower=flower, rerank=rerank)
     if as_json:
         print_json({"started": fresh, "plan": plan.describe(), "processes": processes})
     elif fresh:
@@ -110,24 +122,29 @@ def ps(as_json: bool) -> None:
 
 def _report(settings: Settings) -> dict[str, Any]:
     state = fleet.read_state(settings) if fleet.is_running(settings) else None
-    local = {row["pid"]: row for row in state["processes"]} if state else {}
+    local = list(state["processes"]) if state else []
     ledger = Ledger(settings)
     try:
         ledger.check()
-        living = ledger.alive.list()
+        living, failed = ledger.alive.list(), ledger.alive.failed()
         steps = ledger.depths()
         reserved = ledger.reserved()
     except V5Error:
         if state is None:
             raise
-        living, steps, reserved = [], {}, 0
+        living, failed, steps, reserved = [], [], {}, 0
     finally:
         ledger.close()
     rows = []
-    for process in living:
-        mine = local.pop(process.pid, None) if process.host == socket.gethostname() else None
+    for process in [*living, *failed]:
+        here = process.host == socket.gethostname()
+        key, value = ("name", process.name) if process in failed else ("pid", process.pid)
+        mine = next((row for row in local if here and row[key] == value), None)
+        if mine is not None:
+            local.remove(mine)
         rows.append({**asdict(process), "restarts": mine["restarts"] if mine else None})
-    for pid, row in local.items():
+    for row in local:
+        pid = row["pid"]
         condition = "failed" if row["failed"] else "running" if pid else "restarting"
         note = "" if row["name"] == "redis" else f"see {row['log']}"
         rows.append(

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import click
 
 from registry.console import data_dir, start_logging
-from registry.errors import FleetError
-from registry.models import embedder
+from registry.errors import FleetError, UsageError
+from registry.models import model as known_model
+from registry.serving import TRUNCATIONS, served
 from registry.settings import load_settings
 from registry.spaces import space_of
 
@@ -30,27 +31,46 @@ def _needing(extra: str) -> Iterator[None]:
 @click.argument("model")
 @click.option("--device", help="cpu, cuda:0, …; default: the first CUDA device, else the CPU.")
 @click.option("--task", default="", help="The model's task, which decides its prompts.")
+@click.option("--variant", default="", help="Another build of the model's weights, such as int8.")
+@click.option(
+    "--truncate",
+    type=click.Choice(TRUNCATIONS),
+    default="cut",
+    show_default=True,
+    help="What is done with a text over the model's limit; must be as the plan says.",
+)
 @click.option("--name", default="", help="Name in `v5 ps`; default: worker-MODEL.")
 @data_dir
-def worker(model: str, device: str | None, task: str, name: str) -> None:
+def worker(model: str, device: str | None, task: str, variant: str, truncate: str, name: str) -> None:
     """Run one worker in the foreground: load MODEL, prove it works, then serve its queues.
 
-    SIGTERM lets it finish or give back what it is at.
+    MODEL embeds, or it is the reranker, which answers `v5 search --rerank`. SIGTERM lets it finish or give
+    back what it is at.
 
     \b
     Examples:
       v5 worker qdrant-minilm-onnx
       v5 worker bge-m3 --device cuda:1
       v5 worker jina-code-embeddings-1.5b --task qa
+      v5 worker qdrant-minilm-onnx --variant int8 --truncate split-and-pool
+      v5 worker jina-reranker-v3 --device cuda:0
     """
     settings = load_settings(device=device)
-    spec = embedder(model)
-    space_of(spec, "dense", task)
+    spec = known_model(model)
+    if not spec.reranker:
+        space_of(served(spec, variant, truncate), "dense", task)
+    elif task or variant or truncate != "cut":
+        raise UsageError(
+            f"{spec.name} is a reranker and knows no tasks, variants or truncation; leave these options out"
+        )
     start_logging(settings)
     with _needing("[cpu] or [gpu]"):
         from worker.embedder import EmbedWorker
+        from worker.reranker import RerankWorker
 
-    sys.exit(EmbedWorker(settings, spec.name, task, name).run())
+    if spec.reranker:
+        sys.exit(RerankWorker(settings, spec.name, name).run())
+    sys.exit(EmbedWorker(settings, spec.name, task, name, variant=variant, truncation=truncate).run())
 
 
 @click.command()

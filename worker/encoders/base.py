@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.codecs import Vectors
-from registry.models import OutputKind
+from registry.models import OutputKind, Truncation
 from registry.spaces import VectorSpace
 
 Side = Literal["document", "query"]
@@ -27,6 +27,16 @@ class MicroBatch:
     #: Tokens that carry text, and cells of the padded array; their ratio is the padding's cost.
     useful_tokens: int
     padded_tokens: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text over the model's limit, with the prefix and the special tokens around it."""
+
+    #: What `pack` of the same encoder understands.
+    tokens: Any
+    #: Tokens of the text itself in it.
+    own_tokens: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class Encoder(Protocol):
 
     model: str
     numerics: Numerics
+    #: What is done with a document over the model's limit; `encode` does it.
+    truncation: Truncation
 
     def space(self, kind: OutputKind) -> VectorSpace:
         """The space of one of its outputs."""
@@ -69,6 +81,14 @@ class Encoder(Protocol):
 
         An exception is taken to be the fault of one of the texts.
         """
+        ...
+
+    def windows(self, text: str, side: Side) -> list[Window]:
+        """The whole of a text, in windows of the model's limit; the first is what `prepare` keeps of it."""
+        ...
+
+    def pack(self, windows: Sequence[Window]) -> list[MicroBatch]:
+        """Micro-batches of windows, in their order; `rows` are positions in `windows`."""
         ...
 
     def forward(self, batch: MicroBatch) -> Any:

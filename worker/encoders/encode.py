@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,121 +13,144 @@ import numpy.typing as npt
 
 from registry.codecs import Dense, Multi, Part, Sparse, Vectors
 from registry.errors import EncodeError, InfrastructureError, V5Error
-from registry.models import OutputKind
+from registry.models import MAX_MULTIVECTOR_VALUES, OutputKind
 from worker.encoders.base import Encoder, MicroBatch, Side
-from worker.encoders.check import check_vectors
+from worker.encoders.loop import Loop, Work
+from worker.encoders.truncation import Windows
+
+logger = logging.getLogger(__name__)
 
 #: A text every encoder can take. If it fails too, the fault is the device's, not the texts'.
 PROBE = "def probe(): return 42"
-#: A reason for a rejection is cut to this many characters: it travels, and may quote the text.
-REASON_CHARS = 300
 
 
 class Stopped(V5Error):
     """The caller's `should_stop` said so between two micro-batches; nothing of this call is kept."""
 
 
-@dataclass
-class _Run:
-    """One call's standing: what is left to do and what came out, by position in the caller's texts."""
+class _Texts(Loop):
+    """One call's texts, by position, and what came out."""
 
-    encoder: Encoder
-    texts: Sequence[str]
-    side: Side
-    kinds: Sequence[OutputKind]
-    device_lock: AbstractContextManager[Any]
-    todo: deque[tuple[MicroBatch, tuple[int, ...]]] = field(default_factory=deque)
-    done: list[tuple[tuple[int, ...], dict[OutputKind, Vectors]]] = field(default_factory=list)
-    rejected: dict[int, str] = field(default_factory=dict)
-    seen: npt.NDArray[np.int32] = field(init=False)
-    kept: npt.NDArray[np.int32] = field(init=False)
-    useful_tokens: int = 0
-    padded_tokens: int = 0
-    forward_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.seen = np.zeros(len(self.texts), np.int32)
-        self.kept = np.zeros(len(self.texts), np.int32)
+    def __init__(self, work: Work, texts: Sequence[str]) -> None:
+        super().__init__(work)
+        self.texts = texts
+        self.done: list[tuple[tuple[int, ...], dict[OutputKind, Vectors]]] = []
+        #: Texts that go through in windows, once the others are done.
+        self.too_long: list[int] = []
+        #: Windows of a text, and rows that were cut off a text's multi-vector.
+        self.windows: dict[int, int] = {}
+        self.rows_cut: dict[int, int] = {}
+        self.seen = np.zeros(len(texts), np.int32)
+        self.kept = np.zeros(len(texts), np.int32)
 
     def prepare(self, rows: tuple[int, ...]) -> list[tuple[MicroBatch, tuple[int, ...]]]:
-        """Micro-batches of these texts, each with its positions in the caller's list.
-
-        A text that cannot even be tokenised is found by halving, and rejected.
-        """
+        """See Loop.prepare. A text that cannot even be tokenised is found by halving, and rejected; one that is
+        over the model's limit is set aside where it is not to be cut."""
+        encoder = self.work.encoder
         try:
-            prepared = self.encoder.prepare([self.texts[row] for row in rows], self.side)
+            prepared = encoder.prepare([self.texts[row] for row in rows], self.work.side)
         except Exception as error:
             halves = self.blame(rows, error)
             return [batch for half in halves for batch in self.prepare(half)]
         index = list(rows)
         self.seen[index] = prepared.tokens_seen
         self.kept[index] = prepared.tokens_kept
+        over = self._set_aside(index)
+        if over:
+            fitting = tuple(row for row in rows if row not in over)
+            return self.prepare(fitting) if fitting else []
         return [(b, tuple(rows[row] for row in b.rows)) for b in prepared.micro_batches]
 
-    def step(self) -> None:
-        """Run the next micro-batch; on a data failure put its halves in its place."""
-        batch, rows = self.todo.popleft()
-        try:
-            vectors = self.run(batch)
-        except Exception as error:
-            for half in reversed(self.blame(rows, error)):
-                self.todo.extendleft(reversed(self.prepare(half)))
-            return
+    def _set_aside(self, rows: list[int]) -> set[int]:
+        """Those of the texts that are over the limit and not to be cut."""
+        encoder = self.work.encoder
+        # A query's vector is of one forward pass, as its prompt wants it; and is short, or no query.
+        allowed = ("cut", "split-and-pool") if self.work.side == "query" else ("cut",)
+        if encoder.truncation in allowed:
+            return set()
+        over = [row for row in rows if self.seen[row] > self.kept[row]]
+        for row in over:
+            if encoder.truncation == "split-and-pool":
+                self.too_long.append(row)
+            else:
+                self.reject(
+                    row,
+                    f"{self.seen[row]} tokens, and {encoder.model} takes {self.kept[row]}; cut the text smaller, "
+                    "or plan with --truncate cut or split-and-pool",
+                )
+                self.kept[row] = 0
+        return set(over)
+
+    def keep(self, rows: tuple[int, ...], vectors: dict[OutputKind, Vectors]) -> None:
+        """See Loop.keep."""
+        multi = vectors.get("multi")
+        if isinstance(multi, Multi):
+            vectors["multi"], cut = _under_ceiling(multi)
+            self.rows_cut.update({rows[i]: count for i, count in cut.items()})
         self.done.append((rows, vectors))
 
-    def run(self, batch: MicroBatch) -> dict[OutputKind, Vectors]:
-        """One micro-batch through the device; its vectors, checked."""
-        with self.device_lock:
-            begun = time.perf_counter()
-            raw = self.encoder.forward(batch)
-            self.forward_seconds += time.perf_counter() - begun
-        self.useful_tokens += batch.useful_tokens
-        self.padded_tokens += batch.padded_tokens
-        vectors = self.encoder.finish(batch, raw, self.kinds)
-        for kind in self.kinds:
-            if kind not in vectors:
-                raise EncodeError(f"{self.encoder.model} gave no {kind} vectors")
-            check_vectors(vectors[kind], self.encoder.space(kind), len(batch.rows))
-        return vectors
-
-    def blame(self, rows: tuple[int, ...], error: Exception) -> list[tuple[int, ...]]:
-        """What to try instead of `rows`: their halves; a text that stands alone is rejected.
-
-        Raises the error again if it says nothing about any text.
-        """
-        if isinstance(error, InfrastructureError):
-            raise error
-        if len(rows) == 1:
-            said = " ".join(str(error).split())
-            self.rejected[rows[0]] = f"{type(error).__name__}: {said}"[:REASON_CHARS]
-            return []
-        middle = len(rows) // 2
-        return [rows[:middle], rows[middle:]]
+    def pool(self, row: int) -> None:
+        """Take one text through in windows."""
+        work = self.work
+        try:
+            windows = work.encoder.windows(self.texts[row], work.side)
+        except Exception as error:
+            self.blame((row,), error)
+            return
+        width = work.encoder.space("multi").dimension if "multi" in work.kinds else 1
+        loop = Windows(work, windows, _most_rows(width))
+        loop.drain(tuple(range(len(windows))))
+        if loop.rejected:
+            self.reject(row, next(iter(loop.rejected.values())))
+            return
+        vectors = loop.pool.result()
+        try:
+            work.check(vectors, 1)
+        except EncodeError as error:
+            self.blame((row,), error)
+            return
+        self.done.append(((row,), vectors))
+        self.kept[row] = self.seen[row]
+        self.windows[row] = len(windows)
+        if loop.pool.rows_cut:
+            self.rows_cut[row] = loop.pool.rows_cut
 
     def require_probe(self) -> None:
         """Raise InfrastructureError if the encoder fails on a text that is known to be good."""
+        encoder = self.work.encoder
         try:
-            for batch in self.encoder.prepare([PROBE], self.side).micro_batches:
-                self.run(batch)
+            for batch in encoder.prepare([PROBE], self.work.side).micro_batches:
+                self.work.run(batch)
         except Exception as error:
             raise InfrastructureError(
-                f"{self.encoder.model} on {self.encoder.numerics.device} fails on every text, a known good "
+                f"{encoder.model} on {encoder.numerics.device} fails on every text, a known good "
                 f"one included ({type(error).__name__}: {error}); restart the worker"
             ) from error
 
     def part(self) -> Part:
         """Everything in the caller's order."""
-        vectors = {kind: self._assemble(kind) for kind in self.kinds}
+        work = self.work
+        vectors = {kind: self._assemble(kind) for kind in work.kinds}
         notes = {
-            **asdict(self.encoder.numerics),
-            "forward_seconds": round(self.forward_seconds, 6),
-            "useful_tokens": self.useful_tokens,
-            "padded_tokens": self.padded_tokens,
+            **asdict(work.encoder.numerics),
+            "forward_seconds": round(work.forward_seconds, 6),
+            "useful_tokens": work.useful_tokens,
+            "padded_tokens": work.padded_tokens,
         }
+        if self.windows:
+            notes["windows"] = {str(row): count for row, count in sorted(self.windows.items())}
+        if self.rows_cut:
+            notes["rows_cut"] = {str(row): count for row, count in sorted(self.rows_cut.items())}
+            logger.warning(
+                "%s: %d multi-vectors of this batch were longer than the store takes; %d rows were cut",
+                work.encoder.model,
+                len(self.rows_cut),
+                sum(self.rows_cut.values()),
+            )
         return Part(vectors, self.seen, self.kept, dict(sorted(self.rejected.items())), notes)
 
     def _assemble(self, kind: OutputKind) -> Vectors:
-        n, dimension = len(self.texts), self.encoder.space(kind).dimension
+        n, dimension = len(self.texts), self.work.encoder.space(kind).dimension
         if kind == "dense":
             values = np.zeros((n, dimension), np.float32)
             for rows, vectors in self.done:
@@ -153,6 +175,27 @@ class _Run:
         return Sparse(indices, values, offsets)
 
 
+def _under_ceiling(multi: Multi) -> tuple[Multi, dict[int, int]]:
+    """The multi-vectors without the rows that a store may refuse; how many each of the longer texts lost.
+
+    The first rows stay. Cut here and not in the encoders, so that it is done once for all of them; and not
+    later, so that rows nobody can store do not travel.
+    """
+    most = _most_rows(multi.values.shape[1])
+    lengths = np.diff(multi.offsets)
+    kept = np.minimum(lengths, most)
+    if (kept == lengths).all():
+        return multi, {}
+    offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    values = np.concatenate([multi.row(i)[: kept[i]] for i in range(len(multi))])
+    return Multi(values, offsets), {i: int(lost) for i, lost in enumerate((lengths - kept).tolist()) if lost}
+
+
+def _most_rows(width: int) -> int:
+    """Rows of that width in the longest multi-vector that the store takes."""
+    return (MAX_MULTIVECTOR_VALUES - 1) // width
+
+
 def encode(
     encoder: Encoder,
     texts: Sequence[str],
@@ -169,6 +212,9 @@ def encode(
     `Part.rejected` and their vectors are zero or empty, all others go through. NaN, infinity, a wrong shape
     and an out-of-memory are such failures; an InfrastructureError is not and leaves at once. Where no text
     at all went through, a known good one is tried: if that fails too, nothing is held against the texts.
+    A document over the model's limit is cut, rejected, or embedded in windows, as the encoder's `truncation`
+    says (the notes' `windows` has how many by text); a query is never embedded in windows, but cut.
+    Rows of a multi-vector past the store's ceiling are cut, and counted by text in the notes' `rows_cut`.
 
     Parameters:
         device_lock: held for each forward pass and for nothing else.
@@ -177,15 +223,16 @@ def encode(
 
     Raises InfrastructureError, Stopped, and whatever `on_progress` raises.
     """
-    run = _Run(encoder, texts, side, tuple(kinds), device_lock)
-    if texts:
-        run.todo.extend(run.prepare(tuple(range(len(texts)))))
-    while run.todo:
+    def before() -> None:
         if should_stop is not None and should_stop():
-            raise Stopped(f"{encoder.model}: stopped with {len(run.todo)} micro-batches to go")
-        run.step()
-        if on_progress is not None:
-            on_progress()
+            raise Stopped(f"{encoder.model}: stopped between two micro-batches")
+
+    work = Work(encoder, side, tuple(kinds), device_lock, before, on_progress or (lambda: None))
+    run = _Texts(work, texts)
+    if texts:
+        run.drain(tuple(range(len(texts))))
+    for row in run.too_long:
+        run.pool(row)
     if run.rejected and not run.done:
         run.require_probe()
     return run.part()

@@ -16,7 +16,7 @@ from registry.codecs import Dense, Multi, Sparse, Vectors
 from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from registry.spaces import VectorSpace, space_of
-from worker.encoders.base import MicroBatch, Numerics, Prepared, Side
+from worker.encoders.base import MicroBatch, Numerics, Prepared, Side, Window
 from worker.encoders.pooling import unit
 from worker.encoders.tokens import pack
 
@@ -57,6 +57,7 @@ class FakeEncoder:
     def __init__(self, spec: ModelSpec, task: str, settings: Settings) -> None:
         self.model = spec.name
         self.numerics = Numerics(backend="fake", device="cpu", dtype="float32")
+        self.truncation = spec.truncation
         self._spec = spec
         self._spaces = {o.kind: space_of(spec, o.kind, task, fake=True) for o in spec.outputs}
         self._seconds = settings.fake_seconds
@@ -68,18 +69,24 @@ class FakeEncoder:
 
     def prepare(self, texts: Sequence[str], side: Side) -> Prepared:  # noqa: ARG002
         """Hash the texts; a token is four characters and two are special. No prefix: sides do not differ."""
-        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
-        seeds = np.frombuffer(digests, np.uint64)
         seen = np.fromiter((len(t) // 4 + 2 for t in texts), np.int32, len(texts))
         kept = np.minimum(seen, self._spec.max_tokens).astype(np.int32)
-        batches = []
-        for rows in pack(kept, BUDGET):
-            index = list(rows)
-            poisons = tuple(texts[row] if POISON in texts[row] else "" for row in rows)
-            tokens = _Tokens(seeds[index], kept[index], poisons)
-            padded = len(rows) * int(kept[rows[0]])
-            batches.append(MicroBatch(rows, tokens, int(kept[index].sum()), padded))
+        batches = [_micro_batch(rows, texts, kept) for rows in pack(kept, BUDGET)]
         return Prepared(batches, seen, kept)
+
+    def windows(self, text: str, side: Side) -> list[Window]:  # noqa: ARG002
+        """See Encoder.windows; the special tokens are only counted."""
+        room = 4 * (self._spec.max_tokens - 2)
+        pieces = [text[at : at + room] for at in range(0, max(len(text), 1), room)]
+        return [Window(piece, max(1, len(piece) // 4)) for piece in pieces]
+
+    def pack(self, windows: Sequence[Window]) -> list[MicroBatch]:
+        """See Encoder.pack."""
+        texts = [window.tokens for window in windows]
+        lengths = np.fromiter((len(t) // 4 + 2 for t in texts), np.int32, len(texts))
+        at_once = max(1, BUDGET // int(lengths.max(initial=1)))
+        starts = range(0, len(texts), at_once)
+        return [_micro_batch(tuple(range(len(texts))[at : at + at_once]), texts, lengths) for at in starts]
 
     def forward(self, batch: MicroBatch) -> _Tokens:
         """Sleep `fake_seconds` per text, and fail where a text says so."""
@@ -136,6 +143,17 @@ class FakeEncoder:
         # A sparse vector has no width to get wrong; one text too many is its wrong shape.
         offsets = np.arange(len(seeds) + 1 + surplus, dtype=np.int64) * SPARSE_VALUES
         return Sparse(indices.reshape(-1), values.reshape(-1), offsets)
+
+
+def _micro_batch(
+    rows: tuple[int, ...], texts: Sequence[str], lengths: npt.NDArray[np.int32]
+) -> MicroBatch:
+    """These of the texts, the first the longest."""
+    index = list(rows)
+    digests = b"".join(hashlib.blake2b(texts[row].encode(), digest_size=8).digest() for row in rows)
+    poisons = tuple(texts[row] if POISON in texts[row] else "" for row in rows)
+    tokens = _Tokens(np.frombuffer(digests, np.uint64), lengths[index], poisons)
+    return MicroBatch(rows, tokens, int(lengths[index].sum()), len(rows) * int(lengths[rows[0]]))
 
 
 def _mix(x: Seeds) -> Seeds:

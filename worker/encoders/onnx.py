@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
 
 from registry.codecs import Dense, Vectors
 from registry.errors import FleetError, InfrastructureError, WeightsError
 from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
-from registry.spaces import VectorSpace, space_of
-from worker.encoders.base import MicroBatch, Numerics, Prepared, Side
+from worker.encoders.base import MicroBatch, Numerics
 from worker.encoders.device import Device, choose_device, thread_count
 from worker.encoders.pooling import masked_mean, unit
-from worker.encoders.tokens import Padded, TextTokenizer
+from worker.encoders.text import TextEncoder, text_tokenizer
+from worker.encoders.tokens import Padded
 from worker.onnx_export import exported
 from worker.weights import Weights
 
@@ -36,21 +35,17 @@ _CUDA = "CUDAExecutionProvider"
 _MEND_CUDA = "is the device there, does the driver fit? Reinstall the [gpu] extra, or set V5_DEVICE=cpu"
 
 
-class OnnxEncoder:
+class OnnxEncoder(TextEncoder):
     """A BERT-like graph with mean pooling, as the registry's onnxruntime entries have."""
 
     def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
         refuse_two_runtimes()
-        self.model = spec.name
-        self._spec = spec
-        self._task = task
         graph = weights.onnx or exported(spec, weights, settings.cache_dir)
         self._session, device = _start(graph, settings)
         self._inputs = {i.name for i in self._session.get_inputs()}
         _check_graph(spec, self._session)
-        self._prompt = spec.prompts[space_of(spec, "dense", task).task]
-        self._budget = CPU_BUDGET if device.kind == "cpu" else CUDA_BUDGET
-        self._tokenizer = _tokenizer(spec, weights.path / "tokenizer.json")
+        budget = CPU_BUDGET if device.kind == "cpu" else CUDA_BUDGET
+        super().__init__(spec, task, settings, text_tokenizer(spec, weights), budget)
         self.numerics = Numerics(
             backend="onnxruntime",
             device=device.name,
@@ -58,15 +53,6 @@ class OnnxEncoder:
             fallback=device.fallback,
             versions={"onnxruntime": onnxruntime.__version__},
         )
-
-    def space(self, kind: OutputKind) -> VectorSpace:
-        """The space of its dense output."""
-        return space_of(self._spec, kind, self._task)
-
-    def prepare(self, texts: Sequence[str], side: Side) -> Prepared:
-        """Prefix, tokenise, cut, pack."""
-        prefix = self._prompt.query if side == "query" else self._prompt.document
-        return self._tokenizer.prepare([prefix + t for t in texts] if prefix else texts, self._budget)
 
     def forward(self, batch: MicroBatch) -> Any:
         """Last hidden states `[b, t, h]` float32."""
@@ -172,15 +158,6 @@ def _check_graph(spec: ModelSpec, session: Any) -> None:
         raise WeightsError(f"{spec.name}: its graph wants {', '.join(sorted(unknown))}, which nobody gives")
     if isinstance(width, int) and width != spec.dimension:
         raise WeightsError(f"{spec.name}: its graph yields {width} values a token, not {spec.dimension}")
-
-
-def _tokenizer(spec: ModelSpec, file: Path) -> TextTokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise WeightsError(f"{spec.name}: {file} cannot be read: {error}") from None
-    pad = (tokenizer.padding or {}).get("pad_id", 0)
-    return TextTokenizer(tokenizer, spec.max_tokens, pad_id=pad, padding_side=spec.padding_side)
 
 
 def _translated(error: Exception) -> Exception:

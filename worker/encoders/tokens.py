@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from worker.encoders.base import MicroBatch, Prepared
+from registry.errors import EncodeError, WeightsError
+from worker.encoders.base import MicroBatch, Prepared, Window
 
 #: Text handed to the tokenizer at once. Characters. It bounds the memory of its result (about 0.3 kB for a
 #: token, so 80 MB for the densest text); a larger value gains no speed.
@@ -68,6 +69,53 @@ class TextTokenizer:
         ]
         return Prepared(batches, seen, kept)
 
+    def windows(self, text: str, prefix: str = "") -> list[Window]:
+        """All tokens of prefix and text, in windows of the limit; each begins with the leading special tokens
+        and those of the prefix, and ends with the trailing ones. The first is what `prepare` keeps.
+
+        Where prefix and text share a token, it counts as the text's. Raises EncodeError if the limit leaves
+        no room for a text, and as `prepare`.
+        """
+        ids = self._tokenizer.encode(prefix + text).ids
+        end = len(ids) - self._trailing
+        alone = self._tokenizer.encode(prefix).ids
+        head = _common(ids[:end], alone[: len(alone) - self._trailing])
+        room = self._max_tokens - head - self._trailing
+        if room < 1:
+            raise EncodeError(f"the prefix takes all of the {self._max_tokens} tokens of the limit")
+        bodies = [ids[at : min(at + room, end)] for at in range(head, max(end, head + 1), room)]
+        return [Window([*ids[:head], *body, *ids[end:]], len(body)) for body in bodies]
+
+    def pack(self, windows: Sequence[Window], budget: int) -> list[MicroBatch]:
+        """Micro-batches of neighbouring windows; all but a text's last are equally long."""
+        rows = [window.tokens for window in windows]
+        at_once = max(1, budget // max(1, max(map(len, rows), default=1)))
+        batches = []
+        for at in range(0, len(rows), at_once):
+            some = rows[at : at + at_once]
+            useful = sum(map(len, some))
+            batches.append(
+                MicroBatch(
+                    rows=tuple(range(at, at + len(some))),
+                    tokens=self._pad(some),
+                    useful_tokens=useful,
+                    padded_tokens=len(some) * len(some[0]),
+                )
+            )
+        return batches
+
+    @property
+    def size(self) -> int:
+        """Tokens that it knows, added ones included."""
+        return self._tokenizer.get_vocab_size()
+
+    def id_of(self, token: str) -> int:
+        """The id of a token; raises WeightsError if the vocabulary lacks it."""
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise WeightsError(f"the tokenizer has no token {token!r}; take it from the model's snapshot")
+        return found
+
     def _tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], npt.NDArray[np.int32]]:
         kept: list[list[int]] = []
         seen = np.zeros(len(texts), np.int32)
@@ -113,6 +161,16 @@ def pack(lengths: npt.NDArray[np.int32], budget: int) -> list[tuple[int, ...]]:
     if current:
         batches.append(tuple(current))
     return batches
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the prefix that two lists share."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
 
 
 def _groups(texts: Sequence[str]) -> list[list[str]]:

@@ -1,0 +1,250 @@
+"""Points as a Qdrant server's two protocols carry them, with their sizes, and the calls that send them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import QdrantClient, grpc, models
+from qdrant_client.conversions.conversion import RestToGrpc
+
+from registry.errors import StoreRefused, StoreUnavailable
+from store.base import Point, SparseVector, Vector
+from store.points import content_hash_of
+from store.server_words import not_newer, same_text, to_model
+
+#: Replicas apply writes in one order, so that a condition is judged on what was written last. On one node it
+#: costs nothing.
+ORDERING = models.WriteOrdering.STRONG
+#: Bytes of one value and its comma in JSON at most: float32 values as Python writes their doubles.
+_JSON_VALUE = 26
+#: Bytes of JSON or protobuf around a point, its vectors' names, and a condition.
+_AROUND = 512
+
+#: Tags of the fields `DenseVector.data` and `MultiDenseVector.vectors`: number 1, length-delimited.
+_TAG = b"\x0a"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point, ready to be sent, and its size in bytes (for REST an upper bound)."""
+
+    id: str
+    body: Any
+    nbytes: int
+
+
+class Wire(Protocol):
+    """How a protocol writes points and vectors."""
+
+    def points(self, points: Iterable[Point]) -> Iterator[Row]:
+        """Whole points as rows."""
+        ...
+
+    def vectors(self, points: Iterable[Point]) -> Iterator[Row]:
+        """The vectors of points as rows."""
+        ...
+
+    def upsert(self, collection: str, rows: Sequence[Row], started: int) -> None:
+        """Write whole points where none newer stands."""
+        ...
+
+    def update_vectors(self, collection: str, rows: Sequence[Row], started: int) -> None:
+        """Write vectors of standing points that are not newer."""
+        ...
+
+
+class GrpcWire:
+    """Vectors go as their bytes; no value becomes a Python float."""
+
+    def __init__(self, client: QdrantClient, seconds: float) -> None:
+        self._client = client
+        self._seconds = seconds
+        self._ordering = RestToGrpc.convert_write_ordering(ORDERING)
+
+    def points(self, points: Iterable[Point]) -> Iterator[Row]:
+        """See Wire.points."""
+        for point in points:
+            _json_size(point)
+            body = grpc.PointStruct(
+                id=grpc.PointId(uuid=point.id),
+                vectors=_vectors(point.vectors),
+                payload=RestToGrpc.convert_payload(point.payload),
+            )
+            yield Row(point.id, body, body.ByteSize())
+
+    def vectors(self, points: Iterable[Point]) -> Iterator[Row]:
+        """See Wire.vectors."""
+        for point in points:
+            body = grpc.PointVectors(id=grpc.PointId(uuid=point.id), vectors=_vectors(point.vectors))
+            yield Row(point.id, body, body.ByteSize())
+
+    def upsert(self, collection: str, rows: Sequence[Row], started: int) -> None:
+        """See Wire.upsert."""
+        request = grpc.UpsertPoints(
+            collection_name=collection,
+            wait=True,
+            points=[row.body for row in rows],
+            ordering=self._ordering,
+            update_filter=RestToGrpc.convert_filter(not_newer(started)),
+        )
+        _require_done(self._client.grpc_points.Upsert(request, timeout=self._seconds).result.status)
+
+    def update_vectors(self, collection: str, rows: Sequence[Row], started: int) -> None:
+        """See Wire.update_vectors."""
+        request = grpc.UpdatePointVectors(
+            collection_name=collection,
+            wait=True,
+            points=[row.body for row in rows],
+            ordering=self._ordering,
+            update_filter=RestToGrpc.convert_filter(not_newer(started)),
+        )
+        _require_done(self._client.grpc_points.UpdateVectors(request, timeout=self._seconds).result.status)
+
+
+class RestWire:
+    """Everything goes as JSON, about five times the bytes."""
+
+    def __init__(self, client: QdrantClient) -> None:
+        self._client = client
+
+    def points(self, points: Iterable[Point]) -> Iterator[Row]:
+        """See Wire.points."""
+        for point in points:
+            size = _json_size(point) + _vectors_size(point.vectors)
+            vectors = {name: to_model(vector) for name, vector in point.vectors.items()}
+            body = models.PointStruct(id=point.id, vector=vectors, payload=point.payload)
+            yield Row(point.id, body, size)
+
+    def vectors(self, points: Iterable[Point]) -> Iterator[Row]:
+        """See Wire.vectors."""
+        for point in points:
+            vectors = {name: to_model(vector) for name, vector in point.vectors.items()}
+            body = models.PointVectors(id=point.id, vector=vectors)
+            yield Row(point.id, body, _vectors_size(point.vectors) + _AROUND)
+
+    def upsert(self, collection: str, rows: Sequence[Row], started: int) -> None:
+        """See Wire.upsert."""
+        done = self._client.upsert(
+            collection,
+            [row.body for row in rows],
+            wait=True,
+            ordering=ORDERING,
+            update_filter=not_newer(started),
+        )
+        _require_done(done.status)
+
+    def update_vectors(self, collection: str, rows: Sequence[Row], started: int) -> None:
+        """See Wire.update_vectors."""
+        done = self._client.update_vectors(
+            collection,
+            [row.body for row in rows],
+            wait=True,
+            ordering=ORDERING,
+            update_filter=not_newer(started),
+        )
+        _require_done(done.status)
+
+
+def payload_rows(points: Iterable[Point], started: int) -> Iterator[Row]:
+    """Replacements of the payloads of standing points of the same text that are not newer."""
+    for point in points:
+        size = _json_size(point)
+        allowed = same_text(point.id, content_hash_of(point), started)
+        body = models.OverwritePayloadOperation(
+            overwrite_payload=models.SetPayload(payload=point.payload, filter=allowed)
+        )
+        yield Row(point.id, body, size + _AROUND)
+
+
+def send_payloads(client: QdrantClient, collection: str, rows: Sequence[Row]) -> None:
+    """Send what `payload_rows` made; both protocols take the same."""
+    for done in client.batch_update_points(
+        collection, [row.body for row in rows], wait=True, ordering=ORDERING
+    ):
+        _require_done(done.status)
+
+
+def cut(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
+    """Rows in requests of at most `most` bytes; a row larger than that goes alone."""
+    some: list[Row] = []
+    size = 0
+    for row in rows:
+        if some and size + row.nbytes > most:
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += row.nbytes
+    if some:
+        yield some
+
+
+def dense_message(vector: npt.NDArray[np.float32]) -> grpc.DenseVector:
+    """`[d]` as protobuf: packed little-endian float32, which is what the array holds."""
+    message: grpc.DenseVector = grpc.DenseVector.FromString(_packed(vector))
+    return message
+
+
+def multi_message(rows: npt.NDArray[np.float32]) -> grpc.MultiDenseVector:
+    """`[n, d]` as protobuf: every row a DenseVector."""
+    n, d = rows.shape
+    inner = _TAG + _varint(4 * d)
+    head = np.frombuffer(_TAG + _varint(len(inner) + 4 * d) + inner, np.uint8)
+    body = np.ascontiguousarray(rows, "<f4").view(np.uint8).reshape(n, 4 * d)
+    wire = np.concatenate([np.broadcast_to(head, (n, len(head))), body], axis=1)
+    message: grpc.MultiDenseVector = grpc.MultiDenseVector.FromString(wire.tobytes())
+    return message
+
+
+def _packed(vector: npt.NDArray[np.float32]) -> bytes:
+    data = np.ascontiguousarray(vector, "<f4").tobytes()
+    return _TAG + _varint(len(data)) + data
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _vectors(vectors: dict[str, Vector]) -> grpc.Vectors:
+    return grpc.Vectors(
+        vectors=grpc.NamedVectors(vectors={name: _message(vector) for name, vector in vectors.items()})
+    )
+
+
+def _message(vector: Vector) -> grpc.Vector:
+    if isinstance(vector, SparseVector):
+        sparse = grpc.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+        return grpc.Vector(sparse=sparse)
+    if vector.ndim == 2:
+        return grpc.Vector(multi_dense=multi_message(vector))
+    return grpc.Vector(dense=dense_message(vector))
+
+
+def _vectors_size(vectors: dict[str, Vector]) -> int:
+    values = 0
+    for vector in vectors.values():
+        values += 2 * vector.indices.size if isinstance(vector, SparseVector) else vector.size
+    return values * _JSON_VALUE
+
+
+def _json_size(point: Point) -> int:
+    """Bytes of a point's payload as JSON. Raises StoreRefused naming the point if it is none."""
+    try:
+        return len(json.dumps(point.payload, allow_nan=False, ensure_ascii=False).encode()) + _AROUND
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreRefused(f"point {point.id} cannot be written: its payload is no JSON: {error}") from error
+
+
+def _require_done(status: Any) -> None:
+    """Raise StoreUnavailable unless the write was applied; both protocols name the states alike."""
+    if status not in (grpc.UpdateStatus.Completed, models.UpdateStatus.COMPLETED):
+        raise StoreUnavailable("Qdrant took the points but has not applied them yet; they are written again")

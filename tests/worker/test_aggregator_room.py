@@ -1,0 +1,35 @@
+"""Making room on one of several blob servers: only batches whose blobs are there are dropped."""
+
+from __future__ import annotations
+
+from registry.chunks import Chunk, chunk_id
+from registry.codecs import pack_chunks
+from registry.plan import Plan
+from registry.settings import Settings
+from tests.redis_servers import ServerFactory
+from worker.aggregator import Aggregator
+
+NAMES = ["qdrant-minilm-onnx", "all-miniLM-l6"]
+
+
+def test_only_batches_of_the_full_server_are_dropped(
+    settings: Settings, plan: Plan, redis_servers: ServerFactory
+) -> None:
+    main, *blobs = [redis_servers.start("valkey") for _ in range(3)]
+    placed = {"redis_url": main.url(), "blob_urls": tuple(server.url() for server in blobs)}
+    aggregator = Aggregator(settings.model_copy(update=placed))
+    ledger = aggregator.ledger
+    job, _ = ledger.jobs.open("c", plan, ["src"])
+    blob = pack_chunks([Chunk(chunk_id("1"), "text")])
+    batches = [f"{job.id}.{n}" for n in range(16)]
+    for n in range(16):
+        ledger.steps.stage(job.id, plan, n, "upsert", NAMES, 1, blob, 10, 1 << 30)
+    elsewhere = {batch for batch in batches if ledger.blobs.server(batch) is ledger.blobs.servers[0]}
+    assert 0 < len(elsewhere) < 16
+    assert not aggregator._drop_youngest()
+    blobs[1].admin.config_set("maxmemory", 100)
+    assert aggregator._drop_youngest()
+    assert {name.decode() for name in main.admin.smembers(f"v5:job:{job.id}:open")} == elsewhere
+    assert ledger.jobs.get(job.id).lost == 16 - len(elsewhere)
+    assert not blobs[1].admin.keys("v5:blob:*")
+    ledger.close()

@@ -1,0 +1,179 @@
+"""bge-m3: XLM-RoBERTa from transformers, and upstream's two heads; three outputs from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers.utils import logging as transformers_logging
+
+from registry.codecs import Dense, Multi, Sparse, Vectors
+from registry.errors import WeightsError
+from registry.models import ModelSpec, OutputKind
+from registry.settings import Settings
+from worker.encoders.base import MicroBatch
+from worker.encoders.pooling import Floats, unit
+from worker.encoders.text import TextEncoder, text_tokenizer
+from worker.encoders.tokens import Padded
+from worker.encoders.torch_runtime import TorchRuntime
+from worker.weights import Weights
+
+#: Padded tokens of a micro-batch on a CPU: as for the others, a batch that leaves the cache is slower.
+CPU_BUDGET = 1024
+#: Padded tokens of a micro-batch on a GPU; a longer text goes alone.
+CUDA_BUDGET = 16384
+#: Tokens whose weights say nothing about a text: begin, end, padding, unknown.
+UNWEIGHTED = ("<s>", "</s>", "<pad>", "<unk>")
+#: Tensors of the checkpoint that none of the outputs needs.
+_UNUSED = ("pooler.", "embeddings.position_ids")
+
+
+class BgeM3Encoder(TextEncoder):
+    """Dense, sparse and ColBERT vectors as the reference implementation gives them.
+
+    Only ids and mask are given to the model, which counts positions itself, from the ids: a `<pad>` that
+    stands in a text has the padding's position there, as upstream.
+    """
+
+    def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
+        """Raises WeightsError naming the file or tensor that is not the model's; FleetError for a device that
+        is not here."""
+        self._runtime = TorchRuntime(spec, settings)
+        config = _config(spec, weights.path)
+        tokenizer = text_tokenizer(spec, weights, config.pad_token_id)
+        budget = self._runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
+        super().__init__(spec, task, settings, tokenizer, budget)
+        self._unweighted = np.array([tokenizer.id_of(token) for token in UNWEIGHTED])
+        if tokenizer.size > config.vocab_size:
+            raise WeightsError(
+                f"{spec.name}: {weights.path} has embeddings for {config.vocab_size} tokens and a tokenizer "
+                f"of {tokenizer.size}; take both from one snapshot"
+            )
+        with self._runtime.loading(spec.name):
+            self._model = _load_model(spec, weights.path, config, self._runtime)
+            # The heads are small and stay in float32, so that they add nothing to half precision's error.
+            width = spec.output("multi").dimension
+            self._colbert = _load_head(spec, weights.path / "colbert_linear.pt", config.hidden_size, width)
+            self._sparse = _load_head(spec, weights.path / "sparse_linear.pt", config.hidden_size, 1)
+            self._colbert.to(self._runtime.device.name)
+            self._sparse.to(self._runtime.device.name)
+        self.numerics = self._runtime.numerics("transformers")
+
+    def forward(self, batch: MicroBatch) -> Any:
+        """Last hidden states `[b, t, h]` on the device."""
+        tokens: Padded = batch.tokens
+        device = self._runtime.device.name
+        with self._runtime.errors(), torch.inference_mode():
+            ids, mask = torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device)
+            return self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def finish(self, batch: MicroBatch, raw: Any, kinds: Sequence[OutputKind]) -> dict[OutputKind, Vectors]:
+        """The outputs asked for, each from the same states."""
+        make = {"dense": self._dense, "sparse": self._lexical, "multi": self._rows}
+        tokens: Padded = batch.tokens
+        with self._runtime.errors(), torch.inference_mode():
+            return {kind: make[kind](raw, tokens) for kind in kinds}
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        del self._model, self._colbert, self._sparse
+        self._runtime.release()
+
+    def _dense(self, states: Any, tokens: Padded) -> Vectors:  # noqa: ARG002
+        """The state of `<s>`, L2."""
+        return Dense(unit(_host(states[:, 0])))
+
+    def _lexical(self, states: Any, tokens: Padded) -> Vectors:
+        """relu of a weight for each token; of equal tokens the largest. A text may have none above zero."""
+        weights = _host(self._sparse(states.float())[:, :, 0])
+        each = [
+            lexical(ids[mask == 1], row[mask == 1], self._unweighted)
+            for ids, row, mask in zip(tokens.ids, weights, tokens.mask, strict=True)
+        ]
+        offsets = np.cumsum([0, *(len(ids) for ids, _ in each)], dtype=np.int64)
+        return Sparse(np.concatenate([i for i, _ in each]), np.concatenate([w for _, w in each]), offsets)
+
+    def _rows(self, states: Any, tokens: Padded) -> Vectors:
+        """One unit row for each token but `<s>`; `</s>` has one."""
+        mask = tokens.mask[:, 1:] == 1
+        marked = states[:, 1:][torch.from_numpy(mask).to(states.device)]
+        rows = unit(_host(self._colbert(marked.float())))
+        return Multi(rows, np.cumsum([0, *mask.sum(axis=1).tolist()], dtype=np.int64))
+
+
+def lexical(
+    ids: npt.NDArray[np.int64], weights: Floats, unweighted: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Distinct token ids, ascending, and the largest weight of each `[t]`; none of `unweighted`, none ≤ 0."""
+    # Written so that NaN stays, and is refused by whoever checks the vectors.
+    counts = ~(weights <= 0) & ~np.isin(ids, unweighted)
+    distinct, where = np.unique(ids[counts], return_inverse=True)
+    largest = np.zeros(len(distinct), np.float32)
+    np.maximum.at(largest, where, weights[counts])
+    return distinct, largest
+
+
+def _host(values: Any) -> Floats:
+    """To float32 on the host."""
+    found: Floats = values.float().cpu().numpy()
+    return found
+
+
+def _config(spec: ModelSpec, path: Path) -> Any:
+    try:
+        return XLMRobertaConfig.from_json_file(str(path / "config.json"))
+    except Exception as error:  # the library checks fields with errors of its own
+        raise WeightsError(f"{spec.name}: {path / 'config.json'} cannot be read: {error}") from error
+
+
+def _load_model(spec: ModelSpec, path: Path, config: Any, runtime: TorchRuntime) -> Any:
+    """The encoder in the runtime's dtype, on its device."""
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = XLMRobertaModel.from_pretrained(
+            str(path),
+            config=config,
+            dtype=runtime.dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=False,
+            weights_only=True,
+            # Reported below by name, as what is missing or unknown is.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # the libraries' errors share no root
+        raise WeightsError(f"{spec.name}: {path} cannot be loaded: {error}") from error
+    # The library would fill what is missing with random numbers, and say so in a log only.
+    reshaped = {entry[0] for entry in report["mismatched_keys"]}
+    found = {*report["missing_keys"], *report["unexpected_keys"], *reshaped}
+    wrong = sorted(name for name in found if not name.startswith(_UNUSED))
+    if wrong:
+        raise WeightsError(
+            f"{spec.name}: the tensors of {path / 'pytorch_model.bin'} are not the model's: {len(wrong)} are "
+            f"missing, of another shape or unknown, {wrong[0]} for one; take the snapshot "
+            f"{spec.hub_id}@{spec.revision}"
+        )
+    # No output uses the pooler; it is loaded as it stands in the file, and left out of every pass.
+    model.pooler = None
+    return model.to(runtime.device.name).eval()
+
+
+def _load_head(spec: ModelSpec, file: Path, inputs: int, outputs: int) -> nn.Linear:
+    head = nn.Linear(inputs, outputs)
+    try:
+        head.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # as above
+        raise WeightsError(
+            f"{spec.name}: {file} is not a linear layer from {inputs} to {outputs}: {error}; take the "
+            f"snapshot {spec.hub_id}@{spec.revision}"
+        ) from error
+    return head.float().eval()

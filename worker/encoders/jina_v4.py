@@ -1,0 +1,96 @@
+"""jina-embeddings-v4 for texts: one vector and one row per token, from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from registry.codecs import Dense, FloatArray, Multi, Vectors
+from registry.errors import WeightsError
+from registry.models import ModelSpec, OutputKind
+from registry.settings import Settings
+from worker.encoders.base import MicroBatch
+from worker.encoders.jina_v4_model import load
+from worker.encoders.text import TextEncoder, text_tokenizer
+from worker.encoders.tokens import Padded
+from worker.encoders.torch_runtime import TorchRuntime
+from worker.weights import Weights
+
+#: Padded tokens of a micro-batch on a CPU: a batch that leaves the cache is slower.
+CPU_BUDGET = 1024
+#: Padded tokens of a micro-batch on a GPU; a longer text goes alone. They want about 2 GB beside the model.
+CUDA_BUDGET = 16384
+
+
+class JinaV4Encoder(TextEncoder):
+    """Dense: the mean of a text's states after the final norm. Multi: each state projected, prefix included.
+
+    Upstream tokenises prefix and text plainly: no chat template, no token before or after, cut at the end.
+    So does this encoder. It differs on purpose in one thing: a text is only ever text. Upstream's wrapper for
+    sentence-transformers fetches a text that begins with `http` and opens one that names a file; its model
+    takes `<|vision_start|>` inside a text for the begin of a picture and pools that picture only. Here all of
+    these are ordinary tokens at positions 0, 1, 2, …, and the mean is over all of them.
+
+    Attention is causal and padding stands on the right, so no token ever sees padding, whatever its id: the
+    pass needs no mask, and takes torch's fused attention. Only pooling and rows need to know where a text
+    ends.
+    """
+
+    def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
+        """Load it with the task's adapter; raises as `load`, and PlanError for a task it does not have."""
+        runtime = TorchRuntime(spec, settings)
+        tokenizer = text_tokenizer(spec, weights)
+        super().__init__(spec, task, settings, tokenizer, runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET))
+        self._runtime = runtime
+        self._model = load(spec, self._task, weights.path, runtime)
+        embeddings = self._model.text.embed_tokens.num_embeddings
+        if tokenizer.size > embeddings:
+            raise WeightsError(
+                f"{spec.name}: {weights.path} has embeddings for {embeddings} tokens and a tokenizer of "
+                f"{tokenizer.size}; take both from one snapshot"
+            )
+        self.numerics = runtime.numerics("transformers")
+
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        """The states after the final norm, `[b, t, 2048]` on the device; those of padding mean nothing."""
+        tokens: Padded = batch.tokens
+        with self._runtime.errors(), torch.inference_mode():
+            ids = torch.from_numpy(tokens.ids).to(self._runtime.device.name)
+            states: torch.Tensor = self._model.text(input_ids=ids, use_cache=False).last_hidden_state
+            return states
+
+    def finish(
+        self, batch: MicroBatch, raw: torch.Tensor, kinds: Sequence[OutputKind]
+    ) -> dict[OutputKind, Vectors]:
+        """Pool and project what is asked for; sums and norms in float32 whatever the pass computed in."""
+        tokens: Padded = batch.tokens
+        made: dict[OutputKind, Vectors] = {}
+        with self._runtime.errors(), torch.inference_mode():
+            mask = torch.from_numpy(tokens.mask).to(raw.device)
+            if "dense" in kinds:
+                made["dense"] = Dense(_mean(raw, mask))
+            if "multi" in kinds:
+                made["multi"] = self._rows(raw, mask)
+        return made
+
+    def _rows(self, states: torch.Tensor, mask: torch.Tensor) -> Multi:
+        """Unit rows of all texts, one after the other."""
+        rows = normalize(self._model.projector(states[mask.bool()]).float(), dim=-1).cpu().numpy()
+        offsets = np.zeros(len(mask) + 1, np.int64)
+        np.cumsum(mask.sum(dim=1).cpu().numpy(), out=offsets[1:])
+        return Multi(rows, offsets)
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        del self._model
+        self._runtime.release()
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> FloatArray:
+    """Unit means `[b, h]` of the states that the mask marks."""
+    summed = (states * mask.unsqueeze(-1)).sum(dim=1, dtype=torch.float32)
+    means: FloatArray = normalize(summed, dim=-1).cpu().numpy()
+    return means

@@ -1,0 +1,102 @@
+"""What every model that runs on torch needs: a device, a dtype, threads, errors told apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+
+from registry.errors import InfrastructureError
+from registry.models import ModelSpec
+from registry.settings import Settings
+from worker.encoders.base import Numerics
+from worker.encoders.device import Device, choose_device, thread_count
+
+logger = logging.getLogger(__name__)
+
+
+class TorchRuntime:
+    """One model's device and dtype, with torch set up for it.
+
+    The dtype is float32 on a CPU; on a GPU what the registry says, if the GPU computes in it. float16 is no
+    substitute for bfloat16: activations of models trained in bfloat16 overflow it.
+    """
+
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+        """Raises UsageError or FleetError where settings ask for a device that is none or is not here."""
+        self.device: Device = choose_device(settings, torch.cuda.device_count(), _no_cuda())
+        self.dtype: torch.dtype = _dtype(spec, self.device)
+        if self.device.kind == "cpu":
+            torch.set_num_threads(thread_count(settings))
+        # TF32 rounds to 10 bits, which would move vectors away from those a CPU makes.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32`, `bfloat16`, …"""
+        return str(self.dtype).removeprefix("torch.")
+
+    def budget(self, *, cpu: int, cuda: int) -> int:
+        """Padded tokens of a micro-batch on this kind of device."""
+        return cpu if self.device.kind == "cpu" else cuda
+
+    def numerics(self, backend: str) -> Numerics:
+        """The record of how its numbers come about; `backend` is also the name of a distribution."""
+        return Numerics(
+            backend=backend,
+            device=self.device.name,
+            dtype=self.dtype_name,
+            fallback=self.device.fallback,
+            versions={"torch": torch.__version__, backend: version(backend)},
+        )
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Give the device's errors their meaning.
+
+        Raises MemoryError for too little memory, which can be a text's own size, and InfrastructureError for
+        any other failure of the device, which says nothing about the texts.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        except torch.AcceleratorError as error:
+            raise InfrastructureError(f"the device failed: {error}") from error
+
+    @contextmanager
+    def loading(self, model: str) -> Iterator[None]:
+        """As `errors`, while the model is loaded: no text is at fault if it does not fit."""
+        try:
+            with self.errors():
+                yield
+        except MemoryError as error:
+            raise InfrastructureError(
+                f"{model} does not fit into the memory of {self.device.name}"
+            ) from error
+
+    def release(self) -> None:
+        """Give back the device's memory that no tensor holds any more."""
+        if self.device.kind == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _no_cuda() -> str:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return "torch finds none"
+
+
+def _dtype(spec: ModelSpec, device: Device) -> torch.dtype:
+    if device.kind == "cpu":
+        return torch.float32
+    wanted: torch.dtype = getattr(torch, spec.gpu_dtype)
+    with torch.cuda.device(device.index):
+        if wanted is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+            logger.warning("%s: %s has no bfloat16; computing in float32", spec.name, device.name)
+            return torch.float32
+    return wanted

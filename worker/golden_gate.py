@@ -1,0 +1,117 @@
+"""The gate of a worker: it serves only while it gives the vectors that its spaces were filled with."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ledger.goldens import Goldens
+from registry.codecs import CHECKSUM
+from registry.errors import CodecError, GoldenMismatch
+from registry.models import OutputKind
+from worker.encoders.base import Encoder
+from worker.encoders.goldens import Golden, agreement, measure, pack_golden, unpack_golden
+
+log = logging.getLogger(__name__)
+
+
+class GoldenGate:
+    """Holds an encoder against the golden vectors of its spaces: before it joins, whenever other goldens stand
+    in the ledger, and every so many batches. Any thread may call it; what was found wrong stays wrong."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        kinds: Sequence[OutputKind],
+        goldens: Goldens,
+        device_lock: AbstractContextManager[Any],
+        every: int,
+    ) -> None:
+        """`every`: batches between two checks."""
+        self._encoder = encoder
+        self._kinds = tuple(kinds)
+        self._goldens = goldens
+        self._device = device_lock
+        self._every = every
+        self._fingerprints = {kind: encoder.space(kind).fingerprint for kind in kinds}
+        self._passed: dict[OutputKind, bytes] = {}
+        self._wrong = ""
+        self._batches = 0
+        self._lock = threading.Lock()
+
+    def passed(self) -> dict[str, str]:
+        """Checksums (hex) of the goldens that the encoder was last found to give, by output."""
+        return {kind: digest.hex() for kind, digest in self._passed.items()}
+
+    def enter(self) -> None:
+        """Before work: make sure that the goldens which stand in the ledger now are those that were passed.
+
+        A space without goldens gets the encoder's own, if the encoder gives the same vectors alone as in a
+        batch. Raises GoldenMismatch, and InfrastructureError if device or ledger are away.
+        """
+        standing = self._goldens.digests([self._fingerprints[kind] for kind in self._kinds])
+        with self._lock:
+            self._require_right()
+            if standing != [self._passed.get(kind) for kind in self._kinds]:
+                self._check()
+
+    def leave(self) -> None:
+        """After a batch and before its vectors are recorded: every so often, look again.
+
+        Raises GoldenMismatch, for all batches that end while the encoder is looked at, too.
+        """
+        with self._lock:
+            self._require_right()
+            self._batches += 1
+            if self._batches % self._every == 0:
+                self._check()
+
+    def _require_right(self) -> None:
+        if self._wrong:
+            raise GoldenMismatch(self._wrong)
+
+    def _check(self) -> None:
+        try:
+            given = measure(self._encoder, self._kinds, self._device)
+            for kind in self._kinds:
+                blob = self._goldens.get(self._fingerprints[kind]) or self._offer(kind, given[kind])
+                self._compare(kind, blob, given[kind])
+                self._passed[kind] = blob[CHECKSUM]
+        except GoldenMismatch as error:
+            self._wrong = str(error)
+            raise
+
+    def _offer(self, kind: OutputKind, given: Golden) -> bytes:
+        """Record the encoder's own as the space's; returns what stands then, which may be another's."""
+        alone = measure(self._encoder, [kind], self._device, alone=True)[kind]
+        found = agreement(given, alone)
+        if found.problem:
+            raise GoldenMismatch(
+                f"{self._where(kind)} gives other vectors to a text alone than in a batch: {found.problem}; "
+                "restart the worker, or prove the model with `v5 models prove`"
+            )
+        log.info("%s: recording the golden vectors of a space that has none", self._where(kind))
+        return self._goldens.offer(self._fingerprints[kind], pack_golden(given))
+
+    def _compare(self, kind: OutputKind, blob: bytes, given: Golden) -> None:
+        try:
+            golden = unpack_golden(blob)
+        except CodecError as error:
+            raise GoldenMismatch(
+                f"{self._where(kind)}: the golden vectors that stand in the ledger cannot be read: {error}"
+            ) from error
+        found = agreement(golden, given)
+        if found.problem:
+            raise GoldenMismatch(
+                f"{self._where(kind)} does not give the golden vectors of its space: {found.problem}. Its "
+                f"weights or its device are not those that the space was filled with; compare with `v5 models "
+                f"check {self._encoder.model}` and `v5 models prove {self._encoder.model}`"
+            )
+
+    def _where(self, kind: OutputKind) -> str:
+        return (
+            f"{self._encoder.model} on {self._encoder.numerics.device}, {kind} space {self._fingerprints[kind]}"
+        )

@@ -1,0 +1,1 @@
+"""Rerankers: models that order candidates for a query."""
