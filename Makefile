@@ -5,13 +5,16 @@ VENV ?= .venv
 PIP_ARGS ?=
 # Passed to `v5 quickstart`, for example --keep.
 ARGS ?=
+MODEL_TESTS := $(wildcard tests/worker/test_bge_m3*.py tests/worker/test_jina_*.py tests/worker/test_reranker_*.py \
+	tests/worker/test_encoders_minilm.py tests/fleet/test_all_models.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test lint unit bench clean
+.PHONY: help quickstart test test-models lint unit bench clean
 help:
 	@echo "make quickstart   see it work (ARGS=--keep leaves the fleet up)"
 	@echo "make test         lint, types, the house's rules, all tests"
+	@echo "make test-models  the models against reference numbers, every figure shown"
 	@echo "make bench        the benchmarks (on an idle machine)"
 	@echo "make clean        remove .venv and caches"
 
@@ -41,6 +44,9 @@ lint: $(VENV)/.tests
 
 unit: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet
+
+test-models: $(VENV)/.tests
+	$(BIN)/python -m pytest --quiet -rP $(MODEL_TESTS)
 
 bench: $(VENV)/.tests
 	$(BIN)/python -m benchmarks.encoders --json benchmarks/results/encoders.json

@@ -148,6 +148,13 @@ class ModelSpec:
     reranking: Reranking | None = None
 
     @property
+    def disk_bytes(self) -> int:
+        """Size of the weights on disk: of its files where they are known, else 2 bytes for each parameter, as
+        upstream stores those models."""
+        known = [file.bytes for file in self.files]
+        return sum(known) if all(known) else 2 * self.parameters
+
+    @property
     def reranker(self) -> bool:
         """Whether it orders candidates instead of embedding texts."""
         return self.reranking is not None
@@ -250,8 +257,8 @@ _SPECS = (
         ),
         published=(
             Published("dense", ((0.6265, 0.3477), (0.3499, 0.678)), 512),
-            Published("sparse", ((0.19555,),), 512),
-            Published("multi", ((0.7797, 0.4620),), 512),
+            Published("sparse", ((0.19555, 0.0088), (0.0, 0.1803)), 512),
+            Published("multi", ((0.7797, 0.4620), (0.4524, 0.7899)), 512),
         ),
     ),
     ModelSpec(

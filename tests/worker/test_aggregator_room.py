@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.plan import Plan
@@ -33,3 +39,47 @@ def test_only_batches_of_the_full_server_are_dropped(
     assert ledger.jobs.get(job.id).lost == 16 - len(elsewhere)
     assert not blobs[1].admin.keys("v5:blob:*")
     ledger.close()
+
+
+def separate(settings: Settings, servers: ServerFactory, role: str) -> tuple[Aggregator, Any]:
+    """An aggregator whose blobs or broker have a server of their own, and that server."""
+    main, own = servers.start("valkey"), servers.start("valkey")
+    placed: dict[str, Any] = {"redis_url": main.url()}
+    placed[role] = (own.url(),) if role == "blob_urls" else own.url()
+    return Aggregator(settings.model_copy(update=placed)), own
+
+
+@pytest.mark.parametrize("role", ["blob_urls", "broker_url"])
+def test_nothing_is_consumed_while_a_server_of_any_role_is_full(
+    settings: Settings, redis_servers: ServerFactory, role: str, eventually: Callable[..., Any]
+) -> None:
+    aggregator, own = separate(settings, redis_servers, role)
+    own.admin.config_set("maxmemory", 100)
+    waiting = threading.Thread(target=aggregator.wait_for_room, daemon=True)
+    waiting.start()
+    eventually(lambda: aggregator.process.condition == "waiting", 5)
+    assert waiting.is_alive()
+    own.admin.config_set("maxmemory", 0)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    aggregator.ledger.close()
+
+
+def test_a_running_aggregator_relieves_a_full_blob_server(
+    settings: Settings,
+    redis_servers: ServerFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., Any],
+) -> None:
+    aggregator, own = separate(settings, redis_servers, "blob_urls")
+    asked = threading.Event()
+    monkeypatch.setattr(aggregator, "relieve", asked.set)
+    loop = threading.Thread(target=aggregator._reconcile, daemon=True)
+    loop.start()
+    rounds = settings.reconcile_seconds * 5
+    assert not asked.wait(rounds), "nothing is full yet"
+    own.admin.config_set("maxmemory", 100)
+    assert asked.wait(10)
+    aggregator.stopping.set()
+    loop.join(10)
+    aggregator.ledger.close()

@@ -11,10 +11,10 @@ import pytest
 
 from registry.codecs import Dense, Multi, Sparse, pack_part, unpack_part
 from registry.errors import InfrastructureError
-from registry.models import EMBEDDERS, model
+from registry.models import EMBEDDERS, MAX_MULTIVECTOR_VALUES, model
 from registry.settings import load_settings
 from worker.encoders import fake
-from worker.encoders.base import MicroBatch
+from worker.encoders.base import MicroBatch, Prepared
 from worker.encoders.encode import PROBE, Stopped, encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.encoders.fake import FakeEncoder
@@ -191,3 +191,42 @@ def test_the_lock_is_held_for_forward_only() -> None:
 
 def test_the_probe_is_a_text_of_its_own() -> None:
     assert fake.POISON not in PROBE
+
+
+class Rows:
+    """A FakeEncoder whose multi-vectors have as many rows as their text has words."""
+
+    def __init__(self) -> None:
+        self._encoder = make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def prepare(self, given: Sequence[str], side: str) -> Any:
+        """One micro-batch; the tokens are the texts themselves."""
+        counts = np.array([len(text.split()) for text in given], np.int32)
+        return Prepared([MicroBatch(tuple(range(len(given))), given, 1, 1)], counts, counts)
+
+    def forward(self, batch: MicroBatch) -> Any:
+        """The texts again."""
+        return batch.tokens
+
+    def finish(self, batch: MicroBatch, raw: Any, kinds: Any) -> Any:
+        """Rows that point along the axis of their number."""
+        counts = [len(text.split()) for text in raw]
+        axes = np.concatenate([np.arange(count) % 1024 for count in counts])
+        return {"multi": Multi(np.eye(1024, dtype=np.float32)[axes], np.cumsum([0, *counts], dtype=np.int64))}
+
+
+def test_rows_past_the_stores_ceiling_are_cut_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    lengths = [3, 1023, 1024, 1, 1030]
+    part = run(Rows(), ["word " * n for n in lengths], ["multi"])
+    multi = part.vectors["multi"]
+    assert [len(multi.row(i)) for i in range(5)] == [3, 1023, 1023, 1, 1023]
+    assert all(multi.row(i).size < MAX_MULTIVECTOR_VALUES for i in range(5))
+    # The first rows stay.
+    assert multi.row(4).argmax(axis=1).tolist() == list(range(1023))
+    assert part.notes["rows_cut"] == {"2": 1, "4": 7}
+    assert "2 multi-vectors" in caplog.text
+    assert unpack_part(pack_part(part)).notes["rows_cut"] == {"2": 1, "4": 7}
+    assert "rows_cut" not in run(Rows(), ["word"] * 3, ["multi"]).notes

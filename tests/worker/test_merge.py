@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -87,3 +89,13 @@ def test_parts_that_do_not_belong_are_refused_never_left_out() -> None:
         merge(plan, [CODE, "ensemble"], CHUNKS, {CODE: code})
     with pytest.raises(CodecError, match="for 3 texts, the batch has 2"):
         merge(plan, [CODE], CHUNKS[:2], {CODE: code})
+
+
+def test_multi_vectors_that_lost_rows_are_counted_once() -> None:
+    plan = make_plan(primary=BGE, outputs={BGE: ["multi"]}, fake=True)
+    multi = Multi(np.ones((3, 1024), np.float32), np.array([0, 1, 2, 3]))
+    # The second text was cut at the model's limit already, and counts as that.
+    notes = {"rows_cut": {"0": 5, "1": 7}}
+    parts = {BGE: replace(part(multi=multi), notes=notes)}
+    assert merge(plan, ["bge-m3-colbert"], CHUNKS, parts).shortened == 1
+    assert merge(plan, ["bge-m3-colbert"], CHUNKS, {BGE: part(multi=multi)}).shortened == 0

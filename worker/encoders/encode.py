@@ -223,6 +223,7 @@ def encode(
 
     Raises InfrastructureError, Stopped, and whatever `on_progress` raises.
     """
+
     def before() -> None:
         if should_stop is not None and should_stop():
             raise Stopped(f"{encoder.model}: stopped between two micro-batches")

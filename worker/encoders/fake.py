@@ -32,6 +32,8 @@ POISON_SHAPE = POISON + "shape"
 POISON_KILL = POISON + "kill"
 #: Its forward pass raises MemoryError.
 POISON_OOM = POISON + "oom"
+#: From its forward pass on, the encoder gives every text another vector, as a damaged device might.
+POISON_DRIFT = POISON + "drift"
 
 #: Padded tokens of a micro-batch, a token being four characters: a batch of 256 functions makes several.
 BUDGET = 4096
@@ -96,6 +98,8 @@ class FakeEncoder:
         for text in filter(None, tokens.poisons):
             if POISON_KILL in text:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if POISON_DRIFT in text:
+                self._salts = {kind: ~np.uint64(int(s.fingerprint, 16)) for kind, s in self._spaces.items()}
             if POISON_OOM in text:
                 raise MemoryError("made up, as the text asks")
             if POISON_RAISE in text:
@@ -145,9 +149,7 @@ class FakeEncoder:
         return Sparse(indices.reshape(-1), values.reshape(-1), offsets)
 
 
-def _micro_batch(
-    rows: tuple[int, ...], texts: Sequence[str], lengths: npt.NDArray[np.int32]
-) -> MicroBatch:
+def _micro_batch(rows: tuple[int, ...], texts: Sequence[str], lengths: npt.NDArray[np.int32]) -> MicroBatch:
     """These of the texts, the first the longest."""
     index = list(rows)
     digests = b"".join(hashlib.blake2b(texts[row].encode(), digest_size=8).digest() for row in rows)

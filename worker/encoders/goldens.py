@@ -180,21 +180,21 @@ def _cosine(golden: Vectors, given: Vectors, i: int) -> float:
     if isinstance(golden, Multi) and isinstance(given, Multi):
         return _least(golden.row(i), given.row(i))
     if isinstance(golden, Sparse) and isinstance(given, Sparse):
-        return _least(*_aligned(golden.row(i), given.row(i)))
+        return _sparse_cosine(golden.row(i), given.row(i))
     return 0.0
 
 
-def _aligned(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Two sparse vectors over the union of their indices, `[1, n]`; opposite if one lacks a large weight."""
+def _sparse_cosine(a: tuple[Any, Any], b: tuple[Any, Any]) -> float:
+    """Over the union of their indices; 0 if one lacks a weight of the other that is not tiny."""
     union = np.union1d(a[0], b[0])
     rows = np.zeros((2, len(union)), np.float64)
     for row, (indices, values) in enumerate((a, b)):
         rows[row, np.searchsorted(union, indices)] = values
-    largest = np.abs(rows).max(initial=0.0)
-    lacking = np.abs(rows).max(axis=0, initial=0.0)[(rows == 0).any(axis=0)]
-    if (lacking > TINY_WEIGHT * largest).any():
-        return np.ones((1, 1)), -np.ones((1, 1))
-    return rows[:1], rows[1:]
+    weights = np.abs(rows).max(axis=0, initial=0.0)
+    lacking = weights[(rows == 0).any(axis=0)]
+    if (lacking > TINY_WEIGHT * weights.max(initial=0.0)).any():
+        return 0.0
+    return _least(rows[:1], rows[1:])
 
 
 def _least(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:

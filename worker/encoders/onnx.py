@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from registry.codecs import Dense, Vectors
-from registry.errors import FleetError, InfrastructureError, WeightsError
+from registry.errors import FleetError, InfrastructureError, UsageError, WeightsError
 from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from worker.encoders.base import MicroBatch, Numerics
@@ -20,6 +21,7 @@ from worker.encoders.pooling import masked_mean, unit
 from worker.encoders.text import TextEncoder, text_tokenizer
 from worker.encoders.tokens import Padded
 from worker.onnx_export import exported
+from worker.onnx_variants import formed
 from worker.weights import Weights
 
 #: Padded tokens of a micro-batch on a CPU. For real functions on two cores the CPU time is the same from 256
@@ -27,6 +29,10 @@ from worker.weights import Weights
 CPU_BUDGET = 768
 #: Padded tokens of a micro-batch on a GPU, which wants many; 64 texts of full length take about 0.3 GB.
 CUDA_BUDGET = 16384
+
+#: int8 takes one text at a time: the scale of its activations is that of the micro-batch, so that a vector would
+#: depend on its text's neighbours. On a CPU it is no slower.
+INT8_BUDGET = 1
 
 #: CUDA devices a machine may have; which of them there are is onnxruntime's to say.
 MAX_CUDA_DEVICES = 64
@@ -40,31 +46,45 @@ class OnnxEncoder(TextEncoder):
 
     def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
         refuse_two_runtimes()
-        graph = weights.onnx or exported(spec, weights, settings.cache_dir)
-        self._session, device = _start(graph, settings)
+        self._session, self._device, dtype = _start(spec, weights, settings)
         self._inputs = {i.name for i in self._session.get_inputs()}
         _check_graph(spec, self._session)
-        budget = CPU_BUDGET if device.kind == "cpu" else CUDA_BUDGET
+        #: Outputs stay on the device until `finish`, which does not hold it.
+        self._bound = self._device.kind == "cuda"
+        budget = CPU_BUDGET if self._device.kind == "cpu" else CUDA_BUDGET
+        if spec.variant == "int8":
+            budget = INT8_BUDGET
         super().__init__(spec, task, settings, text_tokenizer(spec, weights), budget)
         self.numerics = Numerics(
             backend="onnxruntime",
-            device=device.name,
-            dtype="float32",
-            fallback=device.fallback,
+            device=self._device.name,
+            dtype=dtype,
+            tf32=settings.tf32 and self._device.kind == "cuda" and dtype == "float32",
+            quantization="int8-dynamic" if spec.variant == "int8" else "",
+            fallback=self._device.fallback,
             versions={"onnxruntime": onnxruntime.__version__},
         )
 
     def forward(self, batch: MicroBatch) -> Any:
-        """Last hidden states `[b, t, h]` float32."""
+        """Last hidden states `[b, t, h]` float32; an OrtValue on the device where outputs are bound."""
         tokens: Padded = batch.tokens
         feed = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
         if "token_type_ids" in self._inputs:
             feed["token_type_ids"] = np.zeros_like(tokens.ids)
         feed = {name: array for name, array in feed.items() if name in self._inputs}
         try:
-            return self._session.run(None, feed)[0]
+            return self._run_bound(feed) if self._bound else self._session.run(None, feed)[0]
         except Exception as error:
             raise _translated(error) from error
+
+    def _run_bound(self, feed: dict[str, npt.NDArray[np.int64]]) -> Any:
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, array)
+        output = self._session.get_outputs()[0].name
+        binding.bind_output(output, self._device.kind, self._device.index)
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
 
     def finish(
         self,
@@ -74,7 +94,11 @@ class OnnxEncoder(TextEncoder):
     ) -> dict[OutputKind, Vectors]:
         """Mean over the mask, then L2."""
         tokens: Padded = batch.tokens
-        return {"dense": Dense(unit(masked_mean(raw, tokens.mask)))}
+        try:
+            states = raw if isinstance(raw, np.ndarray) else raw.numpy()
+        except Exception as error:
+            raise _translated(error) from error
+        return {"dense": Dense(unit(masked_mean(states, tokens.mask)))}
 
     def close(self) -> None:
         """Free the session's memory."""
@@ -99,23 +123,54 @@ def refuse_two_runtimes() -> None:
         )
 
 
-def _start(graph: Path, settings: Settings) -> tuple[Any, Device]:
-    """A session on the device that settings ask for; unasked, on the CPU where CUDA does not start."""
+def _start(spec: ModelSpec, weights: Weights, settings: Settings) -> tuple[Any, Device, str]:
+    """A session on the device that settings ask for, and its dtype; unasked, on the CPU where CUDA does not
+    start."""
+
+    def opened(device: Device) -> tuple[Any, Device, str]:
+        graph, dtype = _graph(spec, weights, settings, device)
+        return _open(graph, device, settings), device, dtype
+
+    if spec.variant == "int8" and settings.device.startswith("cuda"):
+        raise UsageError(
+            f"{spec.name} as int8 is for CPUs: onnxruntime has no CUDA kernels for it; set V5_DEVICE=cpu, or "
+            "leave the variant out"
+        )
     built_with_cuda = _CUDA in onnxruntime.get_available_providers()
-    if not built_with_cuda or settings.device == "cpu":
-        device = choose_device(settings, 0, "this onnxruntime is built without CUDA")
-        return _open(graph, device, settings), device
+    if spec.variant == "int8" or not built_with_cuda or settings.device == "cpu":
+        why = "int8 is for CPUs" if spec.variant == "int8" else "this onnxruntime is built without CUDA"
+        return opened(choose_device(settings, 0, why))
     # The CUDA libraries come from torch's wheels; without this call they are not found.
     onnxruntime.preload_dlls()
     # How many devices there are shows only when a session is opened on one.
     device = choose_device(settings, MAX_CUDA_DEVICES, "")
     try:
-        return _open(graph, device, settings), device
+        return opened(device)
     except FleetError as error:
         if settings.device:
             raise
-        device = choose_device(settings, 0, str(error))
-        return _open(graph, device, settings), device
+        return opened(choose_device(settings, 0, str(error)))
+
+
+def _graph(spec: ModelSpec, weights: Weights, settings: Settings, device: Device) -> tuple[Path, str]:
+    """The graph to run on a device, and its dtype. Raises UsageError for a dtype that makes no sense there."""
+    dtype = settings.dtype or "float32"
+    if spec.variant == "int8":
+        if settings.dtype:
+            raise UsageError(
+                f"V5_DTYPE={settings.dtype}: {spec.name} is served as int8; leave one of them out"
+            )
+        return formed("int8", spec, weights, settings.cache_dir), "float32"
+    if dtype == "bfloat16":
+        raise UsageError(f"V5_DTYPE=bfloat16: {spec.name} runs in float32 or, on a GPU, in float16")
+    if dtype == "float16":
+        if device.kind == "cpu":
+            raise UsageError(
+                f"V5_DTYPE=float16: a CPU takes 1.4 times as long for {spec.name} in it as in float32; "
+                "leave it out, or serve `--variant int8`"
+            )
+        return formed("float16", spec, weights, settings.cache_dir), dtype
+    return weights.onnx or exported(spec, weights, settings.cache_dir), dtype
 
 
 def _open(graph: Path, device: Device, settings: Settings) -> Any:
@@ -133,8 +188,8 @@ def _open(graph: Path, device: Device, settings: Settings) -> Any:
     if device.kind == "cuda":
         cuda = {
             "device_id": str(device.index),
-            # TF32 rounds to 10 bits, which would move vectors away from those a CPU makes.
-            "use_tf32": "0",
+            # TF32 rounds to 10 bits, which moves vectors away from those a CPU makes.
+            "use_tf32": str(int(settings.tf32)),
             "arena_extend_strategy": "kSameAsRequested",
         }
         providers.insert(0, (_CUDA, cuda))

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import torch
 
-from registry.errors import InfrastructureError
+from registry.errors import FleetError, InfrastructureError, UsageError
 from registry.models import ModelSpec
 from registry.settings import Settings
 from worker.encoders.base import Numerics
@@ -21,19 +21,21 @@ logger = logging.getLogger(__name__)
 class TorchRuntime:
     """One model's device and dtype, with torch set up for it.
 
-    The dtype is float32 on a CPU; on a GPU what the registry says, if the GPU computes in it. float16 is no
-    substitute for bfloat16: activations of models trained in bfloat16 overflow it.
+    The dtype is float32 on a CPU; on a GPU what settings or else the registry say, if the GPU computes in it.
+    float16 is no substitute for bfloat16 unless it is asked for: activations of models trained in bfloat16 may
+    overflow it, which the checks at a worker's start then show.
     """
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
-        """Raises UsageError or FleetError where settings ask for a device that is none or is not here."""
+        """Raises UsageError or FleetError where settings ask for a device or a dtype that is not here."""
         self.device: Device = choose_device(settings, torch.cuda.device_count(), _no_cuda())
-        self.dtype: torch.dtype = _dtype(spec, self.device)
+        self.dtype: torch.dtype = _dtype(spec, self.device, settings.dtype)
         if self.device.kind == "cpu":
             torch.set_num_threads(thread_count(settings))
-        # TF32 rounds to 10 bits, which would move vectors away from those a CPU makes.
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        # TF32 rounds to 10 bits, which moves vectors away from those a CPU makes.
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = settings.tf32
+        self._tf32 = settings.tf32 and self.device.kind == "cuda" and self.dtype is torch.float32
 
     @property
     def dtype_name(self) -> str:
@@ -50,6 +52,7 @@ class TorchRuntime:
             backend=backend,
             device=self.device.name,
             dtype=self.dtype_name,
+            tf32=self._tf32,
             fallback=self.device.fallback,
             versions={"torch": torch.__version__, backend: version(backend)},
         )
@@ -91,12 +94,25 @@ def _no_cuda() -> str:
     return "torch finds none"
 
 
-def _dtype(spec: ModelSpec, device: Device) -> torch.dtype:
+def _dtype(spec: ModelSpec, device: Device, asked: str) -> torch.dtype:
     if device.kind == "cpu":
+        if asked not in ("", "float32"):
+            raise UsageError(
+                f"V5_DTYPE={asked} is for GPUs, and {spec.name} runs on a CPU; leave it out: a CPU computes in "
+                "float32"
+            )
         return torch.float32
-    wanted: torch.dtype = getattr(torch, spec.gpu_dtype)
+    wanted: torch.dtype = getattr(torch, asked or spec.gpu_dtype)
     with torch.cuda.device(device.index):
-        if wanted is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-            logger.warning("%s: %s has no bfloat16; computing in float32", spec.name, device.name)
-            return torch.float32
-    return wanted
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted is not torch.bfloat16 or has_bfloat16:
+        return wanted
+    if asked:
+        raise FleetError(f"V5_DTYPE=bfloat16: {device.name} has no bfloat16; leave it out or say float16")
+    logger.warning(
+        "%s: %s has no bfloat16; computing in float32. V5_DTYPE=float16 is faster, and the worker starts with it "
+        "if its vectors hold: they are checked before it serves",
+        spec.name,
+        device.name,
+    )
+    return torch.float32
