@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ledger.scripts import Scripts
 from ledger.server import Redis, named_errors
 from registry.names import PREFIX
 
@@ -48,17 +49,13 @@ class Alive:
 
     def __init__(self, client: Redis, seconds: float) -> None:
         self._redis = client
+        self._run = Scripts(client).run
         self._ttl_ms = int(seconds * 1000)
 
     def announce(self, process: Process) -> None:
         """Say that a process lives, for one TTL."""
-        with named_errors():
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.set(f"{PREFIX}alive:{process.id}", json.dumps(asdict(process)), px=self._ttl_ms)
-            pipe.zadd(f"{PREFIX}alive", {process.id: time.time() + self._ttl_ms / 1000})
-            if process.condition == "ready":
-                pipe.hdel(_FAILED, f"{process.name}@{process.host}")
-            pipe.execute()
+        ready = f"{process.name}@{process.host}" if process.condition == "ready" else ""
+        self._run("announce", process.id, json.dumps(asdict(process)), self._ttl_ms, ready)
 
     def fail(self, process: Process) -> None:
         """Say that a process ends and is not to be started again; its note says why."""

@@ -10,7 +10,7 @@ from registry.names import golden_key
 
 
 class Goldens:
-    """One blob per vector space, kept until another takes its place; all spaces together are few and small."""
+    """One blob per vector space, kept until another takes its place; spaces are few, and blobs small."""
 
     def __init__(self, client: Redis) -> None:
         self._redis = client

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from registry.chunks import Chunk
-from registry.models import embedder
+from registry.models import MAX_MULTIVECTOR_VALUES, ModelSpec, OutputKind, embedder
 from registry.plan import Plan
 
 #: safetensors header, frame and reasons of one part. Bytes.
@@ -30,6 +30,16 @@ def vector_bytes(plan: Plan, names: Sequence[str], chunks: Sequence[Chunk]) -> i
                 total += len(chunks) * width * 4
                 continue
             prompt = len(plan.space(model, kind).prompt_document.encode())
-            tokens = [min(len(c.text.encode()) + prompt + 8, spec.max_tokens) for c in chunks]
+            most = _most_entries(plan, spec, kind)
+            tokens = [min(len(c.text.encode()) + prompt + 8, most) for c in chunks]
             total += sum(tokens) * (width * 4 if kind == "multi" else _SPARSE_ENTRY)
     return total
+
+
+def _most_entries(plan: Plan, spec: ModelSpec, kind: OutputKind) -> int:
+    """Rows or weights of one text's output, at most; a text in windows is not bound by the model's limit."""
+    whole = plan.truncate == "split-and-pool"
+    if kind == "multi":
+        most = MAX_MULTIVECTOR_VALUES // spec.output(kind).dimension
+        return most if whole else min(most, spec.max_tokens)
+    return spec.architecture.vocabulary if whole else spec.max_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -54,6 +54,8 @@ class Collection:
     name: str
     points: int
     plan: Plan
+    #: How the numbers came about, by named vector: model, backend, device, dtype, tf32, quantization.
+    numerics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,12 @@ def _no_worker(model: str) -> str:
 
 
 def _collection(answer: dict[str, Any]) -> Collection:
-    return Collection(answer["collection"], int(answer["points"]), make_plan(**answer["plan"]))
+    return Collection(
+        answer["collection"],
+        int(answer["points"]),
+        make_plan(**answer["plan"]),
+        answer.get("numerics", {}),
+    )
 
 
 def _failure(blob: bytes) -> V5Error | None:

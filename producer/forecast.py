@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -180,7 +181,8 @@ def forecast(
         for batch in cut_batches(window.chunks, settings):
             _add(found, batch, names)
             for name in plan.models:
-                sums[name] += _tokens(batch, embedder(name).max_tokens, speed[name].bytes_per_token)
+                most = sys.maxsize if plan.truncate == "split-and-pool" else embedder(name).max_tokens
+                sums[name] += _tokens(batch, most, speed[name].bytes_per_token)
         report(found)
     for name, tokens in sums.items():
         found.models[name].tokens = round(tokens)

@@ -209,7 +209,7 @@ def pack_part(part: Part) -> bytes:
 
 
 def unpack_part(blob: bytes, limit: int = MAX_FRAME_BYTES) -> Part:
-    """A model's part of a batch, of at most `limit` bytes. Raises CodecError if anything in it does not fit."""
+    """A model's part of a batch, at most `limit` bytes. Raises CodecError if anything in it does not fit."""
     try:
         tensors = _load_tensors(unseal("vectors", blob, limit))
     except SafetensorError as error:

@@ -263,8 +263,9 @@ class Plan(BaseModel):
         specs = [embedder(name) for name in self.ensemble.members]
         width = min(spec.dimension for spec in specs)
         return tuple(
-            f"the ensemble cuts the {spec.dimension} values of {spec.name} to {width}, and {_not_made_for(spec)}; "
-            "its share of the fused vector loses quality (leave it out, or search its own vector, too)"
+            f"the ensemble cuts the {spec.dimension} values of {spec.name} to {width}, and "
+            f"{_not_made_for(spec)}; its share of the fused vector loses quality (leave it out, or search its "
+            "own vector, too)"
             for spec in specs
             if spec.dimension != width and width not in spec.matryoshka
         )

@@ -13,8 +13,8 @@ from registry.models import ModelSpec, OutputKind, Truncation, Variant
 
 #: Stands where a revision would, for the encoders that make vectors up; keeps them from real ones.
 FAKE_REVISION = "fake-1"
-#: What a variant adds to a space's weights, and a treatment of too long texts to its pooling. `fail` changes no
-#: vector, but a worker that would cut must not serve a plan that forbids it.
+#: What a variant adds to a space's weights, and a treatment of too long texts to its pooling. `fail` changes
+#: no vector, but a worker that would cut must not serve a plan that forbids it.
 _WEIGHTS: dict[Variant | Literal[""], str] = {"": "", "int8": "+int8-dynamic"}
 _POOLING: dict[Truncation, str] = {"cut": "", "fail": "+fail", "split-and-pool": "+split"}
 

@@ -34,7 +34,7 @@ def build_point(
     about: dict[str, Any] = {"job": job, "started": started, "payload_hash": chunk.payload_hash}
     if tokens:
         about["tokens"] = {model: [int(count) for count in counts] for model, counts in tokens.items()}
-    payload = _own(chunk.payload)
+    payload = {key: _storable(value) for key, value in _own(chunk.payload).items()}
     payload |= {"text": chunk.text, "content_hash": chunk.content_hash, "v5": about}
     return Point(chunk.id, vectors, payload)
 
@@ -64,6 +64,22 @@ def standing_of(payload: Mapping[str, Any], vectors: frozenset[str]) -> Standing
     about = payload.get("v5")
     payload_hash = about.get("payload_hash", "") if isinstance(about, dict) else ""
     return Standing(str(payload.get(CONTENT_HASH, "")), str(payload_hash), vectors)
+
+
+def _storable(value: Any) -> Any:
+    """The value with whole numbers of more than 64 bits as their digits: gRPC refuses them, and JSON readers
+    turn them into rounded floats."""
+    match value:
+        case bool():
+            return value
+        case int():
+            return value if -(2**63) <= value < 2**63 else str(value)
+        case list():
+            return [_storable(item) for item in value]
+        case Mapping():
+            return {key: _storable(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def _own(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,10 +70,12 @@ class GrpcWire:
         """See Wire.points."""
         for point in points:
             _json_size(point)
+            try:
+                payload = RestToGrpc.convert_payload(point.payload)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise StoreRefused(f"point {point.id} cannot be written: {error}") from error
             body = grpc.PointStruct(
-                id=grpc.PointId(uuid=point.id),
-                vectors=_vectors(point.vectors),
-                payload=RestToGrpc.convert_payload(point.payload),
+                id=grpc.PointId(uuid=point.id), vectors=_vectors(point.vectors), payload=payload
             )
             yield Row(point.id, body, body.ByteSize())
 

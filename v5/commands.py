@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("producer.cli.verify:verify", "Compare a corpus with a collection."),
     "search": ("producer.cli.search:search", "Search a collection."),
     "get": ("producer.cli.search:get", "Show points as they stand."),
-    "models": ("registry.cli:models", "Show the V5 models."),
+    "models": ("worker.cli.models:models", "Show the V5 models; check and prove their weights."),
     "flower": ("worker.cli.flower:flower", "Serve Flower, the web page of Celery, for this fleet."),
     "doctor": ("worker.cli.doctor:doctor", "Check what is configured, reachable and wrong."),
 }

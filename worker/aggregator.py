@@ -37,6 +37,7 @@ from store.points import build_point
 from worker.answers import Answers
 from worker.golden_record import GoldenRecords
 from worker.merge import Merged, merge
+from worker.numerics_record import NumericsRecords
 from worker.process import FleetProcess
 from worker.store_requests import OPERATIONS
 
@@ -59,6 +60,7 @@ class Aggregator(FleetProcess):
         super().__init__(settings, Process(kind="aggregator", name=name), [QUEUE_STORE, QUEUE_AGGREGATE])
         self.store: Store | None = None
         self._records: GoldenRecords | None = None
+        self._numbers: NumericsRecords | None = None
         self._answers = Answers(self.ledger)
         self._reconciler = Reconciler(self.ledger, self.doorbell.ring, self.doorbell.waiting)
         self._opened: set[tuple[str, str]] = set()
@@ -92,6 +94,7 @@ class Aggregator(FleetProcess):
         """Open the store; if Redis is full, empty it before anything is consumed; start the reconciler."""
         self.store = open_store(self.settings)
         self._records = GoldenRecords(self.store, self.ledger.goldens)
+        self._numbers = NumericsRecords(self.store)
         self._wait_for_store(self.store)
         self.wait_for_room(self.relieve)
         threading.Thread(target=self._reconcile, name="reconcile", daemon=True).start()
@@ -189,6 +192,11 @@ class Aggregator(FleetProcess):
             raise RuntimeError("the store is not open")
         return self._records
 
+    def _numerics(self) -> NumericsRecords:
+        if self._numbers is None:
+            raise RuntimeError("the store is not open")
+        return self._numbers
+
     def _open_store(self) -> Store:
         if self.store is None:
             raise RuntimeError("the store is not open")
@@ -222,6 +230,7 @@ class Aggregator(FleetProcess):
             "payload": store.update_payload,
         }[taken.kind]
         try:
+            self._numerics().settle(taken.collection, taken.plan, taken.names, parts)
             refused = self._write(
                 lambda some: write(taken.collection, some, taken.started), points, {c.id: c for c in chunks}
             )
@@ -229,6 +238,7 @@ class Aggregator(FleetProcess):
             # It may have been removed from the server: the next try makes it anew.
             self._opened.discard(opened)
             self._goldens().forget(taken.collection)
+            self._numerics().forget(taken.collection)
             raise
         dead = [_letter(chunk, why, "embed") for chunk, why in merged.rejected] + refused
         seen, kept, truncated = _token_totals(merged)

@@ -25,6 +25,7 @@ from worker.encoders.base import Encoder, Side
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.golden_gate import GoldenGate
+from worker.licence import notice
 from worker.pace import Pace
 from worker.process import FleetProcess
 
@@ -68,10 +69,13 @@ class EmbedWorker(FleetProcess):
         self.task(TASK_EMBED_QUERY, self._query)
 
     def prepare(self) -> None:
-        """Load the model, warm it, prove it with a real forward pass."""
+        """Load the model, warm it, hold it against the golden vectors of its spaces."""
         began = time.monotonic()
         self.wait_for_room()
-        kinds = [output.kind for output in embedder(self.model).outputs]
+        spec = embedder(self.model)
+        if said := notice(spec, self.settings):
+            log.warning("%s", said)
+        kinds = [output.kind for output in spec.outputs]
         encoder = load_encoder(self.model, self.model_task, self.settings, kinds, **self._served)
         warm_up(encoder, kinds)
         gate = GoldenGate(encoder, kinds, self.ledger.goldens, self._device, self.settings.golden_batches)

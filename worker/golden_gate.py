@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class GoldenGate:
-    """Holds an encoder against the golden vectors of its spaces: before it joins, whenever other goldens stand
-    in the ledger, and every so many batches. Any thread may call it; what was found wrong stays wrong."""
+    """Holds an encoder against the golden vectors of its spaces: before it joins, whenever other goldens
+    stand in the ledger, and every so many batches. Any thread may call it; what was found wrong stays wrong.
+    """
 
     def __init__(
         self,
@@ -107,11 +108,10 @@ class GoldenGate:
         if found.problem:
             raise GoldenMismatch(
                 f"{self._where(kind)} does not give the golden vectors of its space: {found.problem}. Its "
-                f"weights or its device are not those that the space was filled with; compare with `v5 models "
+                "weights or its device are not those that the space was filled with; compare with `v5 models "
                 f"check {self._encoder.model}` and `v5 models prove {self._encoder.model}`"
             )
 
     def _where(self, kind: OutputKind) -> str:
-        return (
-            f"{self._encoder.model} on {self._encoder.numerics.device}, {kind} space {self._fingerprints[kind]}"
-        )
+        device = self._encoder.numerics.device
+        return f"{self._encoder.model} on {device}, {kind} space {self._fingerprints[kind]}"

@@ -50,7 +50,7 @@ def take_stock(spec: ModelSpec, settings: Settings) -> Stock:
             path=str(found.path),
             source=found.source,
             revision=revision,
-            problem=f"{spec.name}: {found.path} is revision {revision}, and the registry pins {spec.revision}",
+            problem=f"{found.path} is revision {revision}, and the registry pins {spec.revision}",
         )
     return Stock(spec.name, True, str(found.path), found.source, revision, found.sha256)
 

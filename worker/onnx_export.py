@@ -1,25 +1,16 @@
 """MiniLM's safetensors to a fused float32 ONNX graph, once, in a process of its own, proved and cached.
 
-`python -m worker.onnx_export SNAPSHOT FILE` is that process: it may be heavy (torch, 1 GB), as it ends. The
-worker that runs the graph never loads torch.
+`python -m worker.onnx_export MODEL SNAPSHOT FILE` is that process: it may be heavy (torch, 1 GB), as it ends.
+The worker that runs the graph never loads torch.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import logging
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +18,7 @@ import numpy as np
 
 from registry.errors import WeightsError
 from registry.models import ModelSpec, model
-from worker.snapshot import sha256_of
+from worker.onnx_cache import GRAPH, is_whole, kept, run_maker, versions_tag
 from worker.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -38,8 +29,6 @@ RECIPE = 2
 OPSET = 17
 #: Largest difference between torch's and the graph's normalised embeddings, over all values.
 MAX_DIFFERENCE = 1e-4
-#: An export takes 15 to 40 s on two cores. Seconds.
-EXPORT_SECONDS = 600
 #: Texts on which an export must agree with torch, of different lengths, so that padding is exercised.
 PROOF_TEXTS = (
     "def add(a, b):\n    return a + b",
@@ -47,9 +36,6 @@ PROOF_TEXTS = (
     "Größe 漢字 🙂 \x00 end",
     "for row in rows: total += row.price * row.count\n" * 40,
 )
-_MADE_BY = ("torch", "transformers", "onnx", "onnxruntime")
-_GRAPH = "model.onnx"
-_RECORD = "export.json"
 
 
 def exported(spec: ModelSpec, weights: Weights, cache_dir: Path) -> Path:
@@ -61,105 +47,26 @@ def exported(spec: ModelSpec, weights: Weights, cache_dir: Path) -> Path:
     name = f"{weights.sha256[:16]}-r{RECIPE}"
     if importlib.util.find_spec("torch") is None:
         return _without_torch(spec, home, name)
-    target = home / f"{name}-{_versions_tag()}"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with _locked(home / f"{target.name}.lock"):
-            if not _whole(target):
-                _make(spec, weights, target)
-    except OSError as error:
-        raise WeightsError(
-            f"{spec.name}: the ONNX graph cannot be kept in {home} ({error}); set V5_CACHE_DIR to a "
-            "directory that can be written and has 300 MB"
-        ) from None
-    return target / _GRAPH
+
+    def make(graph: Path) -> dict[str, Any]:
+        logger.info("exporting %s to ONNX, once; about half a minute", spec.name)
+        arguments = [spec.name, str(weights.path.resolve()), str(graph)]
+        said = run_maker(spec.name, "worker.onnx_export", arguments, f"exporting {weights.path} to ONNX")
+        return {**said, "weights": weights.sha256, "recipe": RECIPE}
+
+    return kept(spec.name, home / f"{name}-{versions_tag()}", make)
 
 
 def _without_torch(spec: ModelSpec, home: Path, name: str) -> Path:
     """A graph that another installation exported into this cache, of whatever versions."""
     for target in sorted(home.glob(f"{name}-*/")):
-        if _whole(target):
-            return target / _GRAPH
+        if is_whole(target):
+            return target / GRAPH
     raise WeightsError(
         f"{spec.name}: there is no ONNX graph in {home}, and torch, which would export it, is not installed; "
         f"install the extra [cpu] or [gpu], or give upstream's own graph: hf download "
         f"{spec.hub_id} --revision {spec.revision}"
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _MADE_BY:
-        for name in (package, f"{package}-gpu"):
-            try:
-                found[package] = importlib.metadata.version(name)
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return found
-
-
-def _versions_tag() -> str:
-    return hashlib.sha256(json.dumps(_versions(), sort_keys=True).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One exporter at a time; the lock goes with its holder, however that ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _whole(target: Path) -> bool:
-    """Whether the cached graph is there and is, byte for byte, what was proved."""
-    try:
-        record = json.loads((target / _RECORD).read_text())
-        whole = bool(record["sha256"] == sha256_of(target / _GRAPH))
-    except (OSError, ValueError, KeyError, TypeError, WeightsError):
-        whole = False
-    if not whole and target.exists():
-        logger.warning("the cached ONNX graph in %s is damaged", target)
-    return whole
-
-
-def _make(spec: ModelSpec, weights: Weights, target: Path) -> None:
-    """Export beside the target, then rename: a reader sees a whole directory or none."""
-    logger.info("exporting %s to ONNX, once; about half a minute", spec.name)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="export-") as scratch:
-        made = Path(scratch) / target.name
-        made.mkdir()
-        said = _run_exporter(spec, weights.path, made / _GRAPH)
-        record = {**said, "weights": weights.sha256, "recipe": RECIPE, "versions": _versions()}
-        record["sha256"] = sha256_of(made / _GRAPH)
-        (made / _RECORD).write_text(json.dumps(record, indent=1))
-        if target.exists():
-            shutil.rmtree(target)
-        made.rename(target)
-
-
-def _run_exporter(spec: ModelSpec, snapshot: Path, graph: Path) -> dict[str, Any]:
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "worker.onnx_export", spec.name, str(snapshot.resolve()), str(graph)],
-            env={**os.environ, "PYTHONPATH": path},
-            cwd=graph.parent,
-            capture_output=True,
-            text=True,
-            timeout=EXPORT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise WeightsError(f"{spec.name}: exporting {snapshot} took over {EXPORT_SECONDS} s") from None
-    if done.returncode != 0:
-        raise WeightsError(
-            f"{spec.name}: exporting {snapshot} to ONNX failed (exit {done.returncode}): "
-            f"{done.stderr.strip()[-2000:]}"
-        )
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
 
 
 def _export(spec: ModelSpec, snapshot: Path, graph: Path) -> float:

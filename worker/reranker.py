@@ -14,6 +14,7 @@ from registry.models import reranker
 from registry.names import TASK_RERANK, rerank_queue
 from registry.settings import Settings
 from worker.answers import Answers
+from worker.licence import notice
 from worker.process import FleetProcess
 from worker.rerankers.base import Reranker, block_size, label
 from worker.rerankers.factory import load_reranker, warm_up
@@ -45,6 +46,8 @@ class RerankWorker(FleetProcess):
         """Load the model and prove it with real passes."""
         began = time.monotonic()
         self.wait_for_room()
+        if said := notice(reranker(self.model), self.settings):
+            log.warning("%s", said)
         loaded = load_reranker(self.model, self.settings)
         warm_up(loaded, trained=not self.settings.fake_weights)
         self.reranker = loaded

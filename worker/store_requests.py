@@ -11,6 +11,7 @@ from registry.errors import UsageError
 from registry.plan import Plan, make_plan
 from store.base import CollectionInfo, SparseVector, Standing, Store, Vector
 from worker.merge import named_vectors
+from worker.numerics_record import recorded
 
 #: Ids of one request.
 MOST_IDS = 10_000
@@ -19,14 +20,14 @@ MOST_IDS = 10_000
 def _open(store: Store, asked: dict[str, Any]) -> bytes:
     """`{collection, plan}` → the collection, created or checked."""
     plan: Plan = make_plan(**asked["plan"])
-    return pack_json(_described(store.open(str(asked["collection"]), plan)))
+    return pack_json(_described(store, store.open(str(asked["collection"]), plan)))
 
 
 def _describe(store: Store, asked: dict[str, Any]) -> bytes:
     """`{collection}` → its plan and size; without one, the names of all."""
     if not asked.get("collection"):
         return pack_json({"collections": store.collections()})
-    return pack_json(_described(store.describe(str(asked["collection"]))))
+    return pack_json(_described(store, store.describe(str(asked["collection"]))))
 
 
 def _compare(store: Store, asked: dict[str, Any]) -> bytes:
@@ -91,7 +92,7 @@ def write_vector(vector: Vector) -> Any:
     return vector.tolist()
 
 
-def _described(info: CollectionInfo) -> dict[str, Any]:
+def _described(store: Store, info: CollectionInfo) -> dict[str, Any]:
     return {
         "collection": info.name,
         "points": info.points,
@@ -100,6 +101,7 @@ def _described(info: CollectionInfo) -> dict[str, Any]:
             v.name: {"kind": v.kind, "dimension": v.dimension, "fingerprint": v.fingerprint}
             for v in info.plan.vectors()
         },
+        "numerics": recorded(store.notes(info.name)),
     }
 
 

@@ -47,8 +47,8 @@ class Weights:
         return graph if graph.is_file() else None
 
 
-def locate(spec: ModelSpec, settings: Settings) -> Weights:
-    """The model's weights on this machine, downloaded if need be.
+def locate(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Weights:
+    """The model's weights on this machine, downloaded if need be and allowed.
 
     Order: the path in settings; the Hugging Face cache at the pinned revision; for the MiniLM pair the
     package that carries them (before the hub, so that nobody waits for a network in vain); the hub.
@@ -64,7 +64,8 @@ def locate(spec: ModelSpec, settings: Settings) -> Weights:
     sources: list[tuple[str, Callable[[ModelSpec], Weights]]] = [("Hugging Face cache", _from_cache)]
     if spec.weights_sha256 == MINILM_SHA256:
         sources.append((f"package {MINILM_PACKAGE}", _from_package))
-    sources.append(("Hugging Face hub", _from_hub))
+    if download:
+        sources.append(("Hugging Face hub", _from_hub))
     for name, find in sources:
         try:
             return find(spec)

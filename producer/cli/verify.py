@@ -26,7 +26,8 @@ def verify(collection: str, as_json: bool, **options: Any) -> None:
     """Compare a corpus with a collection, chunk by chunk and vector by vector. Exit code 1 if it differs.
 
     `missing` chunks do not stand or lack a vector of the collection's plan; `stale` ones stand with another
-    text or payload. Corpus options must be those of the submission.
+    text or payload. Corpus options must be those of the submission. Also says in which number format, by
+    which backend and on which kind of device each vector's values were computed.
 
     \b
     Example:
@@ -36,7 +37,8 @@ def verify(collection: str, as_json: bool, **options: Any) -> None:
     corpus = read_corpus(settings, **options)
     fleet = Fleet(settings)
     try:
-        names = [vector.name for vector in fleet.describe(collection).plan.vectors()]
+        described = fleet.describe(collection)
+        names = [vector.name for vector in described.plan.vectors()]
         counts = {"expected": 0, "present": 0, "missing": 0, "stale": 0, "unreadable": 0}
         examples: dict[str, list[str]] = {"missing": [], "stale": [], "unreadable": []}
 
@@ -63,8 +65,10 @@ def verify(collection: str, as_json: bool, **options: Any) -> None:
         fleet.close()
     whole = not (counts["missing"] or counts["stale"])
     if as_json:
-        print_json({"collection": collection, **counts, "examples": examples})
+        print_json({"collection": collection, **counts, "examples": examples, "numerics": described.numerics})
     else:
+        for name, facts in described.numerics.items():
+            click.echo(f"{name}: {'; '.join(_said(fact) for fact in facts)}")
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
         for finding, places in examples.items():
             for place in places:
@@ -73,3 +77,9 @@ def verify(collection: str, as_json: bool, **options: Any) -> None:
             "complete" if whole else f"not complete; submit the same paths to {collection!r} again to mend it"
         )
     sys.exit(0 if whole else 1)
+
+
+def _said(fact: dict[str, Any]) -> str:
+    """One way in which vectors were made, for people."""
+    words = [fact["dtype"], fact["quantization"], "TF32" if fact["tf32"] else ""]
+    return f"{fact['model']} in {' '.join(filter(None, words))} by {fact['backend']} on {fact['device']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ledger.alive import Process
 from ledger.ledger import Ledger
 from ledger.server import check_server, is_full
 from ledger.steps import PartRecord, Taken, space_mark
@@ -68,3 +69,12 @@ def test_a_server_that_evicts_is_refused(ledger: Ledger) -> None:
 def test_an_absent_server_says_what_to_do(settings) -> None:
     with pytest.raises(LedgerUnavailable, match="v5 up"):
         Ledger(settings).check()
+
+
+def test_a_fleet_on_a_full_server_is_still_seen_to_live(ledger: Ledger) -> None:
+    fill(ledger)
+    with pytest.raises(Exception, match="OOM|maxmemory"):
+        ledger.redis.set("more", b"x" * 100_000)
+    process = Process(kind="worker", name="w", condition="ready")
+    ledger.alive.announce(process)
+    assert ledger.alive.list() == [process]

@@ -242,6 +242,17 @@ def test_a_payload_that_is_no_json_is_refused_naming_the_point(store, narrow, ma
     assert "odd" not in standing.payload
 
 
+def test_whole_numbers_of_any_size_are_kept_exactly(store, narrow, make_point):
+    store.open("c", narrow)
+    given = {"hash": 2**64 - 1, "deep": [{"n": -(2**63) - 1}], "largest": 2**63 - 1, "smallest": -(2**63)}
+    point = make_point(narrow, 1, **given)
+    store.upsert("c", [point], 1)
+    store.update_payload("c", [point], 1)
+    (standing,) = store.get("c", [point.id], False)
+    kept = {key: standing.payload[key] for key in given}
+    assert kept == {**given, "hash": str(2**64 - 1), "deep": [{"n": str(-(2**63) - 1)}]}
+
+
 # --- what stands
 
 

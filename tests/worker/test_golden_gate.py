@@ -1,4 +1,4 @@
-"""The gate: the first of a space records, the others must agree, and nobody's batch passes once one is wrong."""
+"""The gate: the first of a space records, the others must agree; no batch passes once one is wrong."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ def test_other_goldens_in_the_ledger_are_seen_before_the_next_batch(
         guarded.enter()
 
 
-def test_goldens_that_were_lost_are_recorded_again(
-    ledger: Ledger, gate: Callable[..., GoldenGate]
-) -> None:
+def test_goldens_that_were_lost_are_recorded_again(ledger: Ledger, gate: Callable[..., GoldenGate]) -> None:
     guarded = gate(encoder())
     guarded.enter()
     before = guarded.passed()
@@ -160,9 +158,7 @@ def test_goldens_that_were_lost_are_recorded_again(
     assert ledger.goldens.get(encoder().space("dense").fingerprint)
 
 
-def test_goldens_that_cannot_be_read_let_nobody_in(
-    ledger: Ledger, gate: Callable[..., GoldenGate]
-) -> None:
+def test_goldens_that_cannot_be_read_let_nobody_in(ledger: Ledger, gate: Callable[..., GoldenGate]) -> None:
     ledger.goldens.replace(encoder().space("dense").fingerprint, b"nonsense")
     with pytest.raises(GoldenMismatch, match="cannot be read"):
         gate(encoder()).enter()

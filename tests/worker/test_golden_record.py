@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from ledger.ledger import Ledger
-from registry.codecs import CHECKSUM, Dense, Part
+from registry.chunks import Chunk, chunk_id
+from registry.codecs import CHECKSUM, Dense, Part, pack_chunks
 from registry.models import model
-from registry.plan import Plan
-from registry.settings import load_settings
+from registry.names import golden_key
+from registry.plan import Plan, make_plan
+from registry.settings import Settings, load_settings
 from store.base import Store
 from store.edge import EdgeStore
-from worker.encoders.fake import FakeEncoder
+from worker.aggregator import Aggregator
+from worker.embedder import EmbedWorker
+from worker.encoders.encode import encode
+from worker.encoders.fake import POISON_DRIFT, FakeEncoder
 from worker.encoders.goldens import Golden, measure, pack_golden
 from worker.golden_record import NOTE, GoldenRecords
 
@@ -137,3 +143,69 @@ def test_a_part_is_refused_until_its_goldens_are_known(
     assert records.refuses("c", plan, MODEL, part(far_from(golden()))) != ""
     records.forget("c")
     assert records.refuses("c", plan, MODEL, part(mine)) == ""
+
+
+class Resigned(BaseException):
+    """A worker ended its process."""
+
+
+def worker_of(settings: Settings, monkeypatch: pytest.MonkeyPatch, *, bad: bool) -> EmbedWorker:
+    """A worker that has joined, with a good encoder or one that drifted before it was looked at."""
+    worker = EmbedWorker(settings, MODEL)
+
+    def resign(reason: str) -> NoReturn:
+        raise Resigned(reason)
+
+    def load(*_: Any, **__: Any) -> FakeEncoder:
+        encoder = FakeEncoder(model(MODEL), "", settings)
+        if bad:
+            encode(encoder, [POISON_DRIFT], "document", ["dense"], device_lock=threading.Lock())
+        return encoder
+
+    monkeypatch.setattr(worker, "resign", resign)
+    monkeypatch.setattr("worker.embedder.load_encoder", load)
+    worker.prepare()
+    return worker
+
+
+def test_vectors_of_a_worker_that_joined_a_ledger_without_goldens_are_not_written(
+    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> None:
+    plan = make_plan(primary=MODEL, fake=True)
+    aggregator = Aggregator(settings)
+    aggregator.prepare()
+    # Only what the test asks for happens.
+    aggregator.stopping.set()
+    assert aggregator.store is not None
+    job, _ = ledger.jobs.open("c", plan, ["src"])
+
+    def stage(number: int) -> str:
+        blob = pack_chunks([Chunk(chunk_id(str(number)), f"text {number}")])
+        ledger.steps.stage(job.id, plan, number, "upsert", [MODEL], 1, blob, 10, 1 << 30)
+        return f"{job.id}.{number}"
+
+    def embed(worker: EmbedWorker, batch: str) -> str:
+        return worker.edge.step(batch, f"embed.{MODEL}", worker._work)
+
+    def aggregate(batch: str) -> str:
+        return aggregator.edge.step(batch, "aggregate", aggregator._work)
+
+    good = worker_of(settings, monkeypatch, bad=False)
+    first = stage(0)
+    assert (embed(good, first), aggregate(first)) == ("embedded", "written")
+    space = plan.space(MODEL, "dense").fingerprint
+    mine = ledger.goldens.get(space)
+
+    ledger.redis.delete(golden_key(space))
+    bad = worker_of(settings, monkeypatch, bad=True)
+    second = stage(1)
+    assert embed(bad, second) == "embedded"
+    assert aggregate(second) == "incomplete"
+    assert list(aggregator.store.standing("c", [chunk_id("0"), chunk_id("1")])) == [chunk_id("0")]
+    # The collection's goldens stand again; the worker sees them before its next batch, and ends.
+    assert ledger.goldens.get(space) == mine
+    with pytest.raises(Resigned, match="does not give the golden vectors of its space"):
+        embed(bad, second)
+    outcome = eventually(lambda: (done := embed(good, second)) == "embedded" and done)
+    assert (outcome, aggregate(second)) == ("embedded", "written")
+    aggregator.release()

@@ -213,9 +213,7 @@ class TestRealWeights:
     """The MiniLM pair."""
 
     @pytest.mark.parametrize("which", ["onnx_encoder", "torch_encoder"])
-    def test_both_entries_give_the_shipped_goldens(
-        self, which: str, request: pytest.FixtureRequest
-    ) -> None:
+    def test_both_entries_give_the_shipped_goldens(self, which: str, request: pytest.FixtureRequest) -> None:
         encoder: Encoder = request.getfixturevalue(which)
         golden = shipped(encoder.space("dense"))
         assert golden is not None
@@ -273,9 +271,7 @@ def test_another_adapter_or_prompt_of_one_model_does_not_pass(tmp_path: Path) ->
     from tests.checkpoints import jina_v4
 
     path = jina_v4.build(tmp_path / "v4")
-    settings = load_settings(
-        device="cpu", threads=1, fake_weights=True, weights={"jina-embeddings-v4": path}
-    )
+    settings = load_settings(device="cpu", threads=1, fake_weights=True, weights={"jina-embeddings-v4": path})
     kinds: tuple[OutputKind, ...] = ("dense", "multi")
     retrieval: Any = load_encoder("jina-embeddings-v4", "retrieval", settings, kinds)
     code = load_encoder("jina-embeddings-v4", "code", settings, kinds)

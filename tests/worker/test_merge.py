@@ -99,3 +99,18 @@ def test_multi_vectors_that_lost_rows_are_counted_once() -> None:
     parts = {BGE: replace(part(multi=multi), notes=notes)}
     assert merge(plan, ["bge-m3-colbert"], CHUNKS, parts).shortened == 1
     assert merge(plan, ["bge-m3-colbert"], CHUNKS, {BGE: part(multi=multi)}).shortened == 0
+
+
+def test_an_ensemble_is_never_of_fewer_members_for_a_query_no_less_than_for_a_chunk() -> None:
+    plan = make_plan(primary=CODE, companions=(BGE,), ensemble=Ensemble(members=(CODE, BGE)))
+    parts = {CODE: part(dense=Dense(dense(1536))), BGE: part(dense=Dense(dense(1024)))}
+    whole = merge(plan, ["ensemble"], CHUNKS, parts)
+    for row, chunk in enumerate(CHUNKS):
+        query = named_vectors(plan, ["ensemble"], parts, row)["ensemble"]
+        np.testing.assert_array_equal(query, whole.vectors[chunk.id]["ensemble"])
+    for model in (CODE, BGE):
+        alone = {model: parts[model]}
+        with pytest.raises(CodecError, match="has no dense vectors"):
+            merge(plan, ["ensemble"], CHUNKS, alone)
+        with pytest.raises(CodecError, match="has no dense vectors"):
+            named_vectors(plan, ["ensemble"], alone, 0)

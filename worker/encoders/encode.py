@@ -44,8 +44,8 @@ class _Texts(Loop):
         self.kept = np.zeros(len(texts), np.int32)
 
     def prepare(self, rows: tuple[int, ...]) -> list[tuple[MicroBatch, tuple[int, ...]]]:
-        """See Loop.prepare. A text that cannot even be tokenised is found by halving, and rejected; one that is
-        over the model's limit is set aside where it is not to be cut."""
+        """See Loop.prepare. A text that cannot even be tokenised is found by halving, and rejected; one over
+        the model's limit is set aside where it is not to be cut."""
         encoder = self.work.encoder
         try:
             prepared = encoder.prepare([self.texts[row] for row in rows], self.work.side)
@@ -75,8 +75,8 @@ class _Texts(Loop):
             else:
                 self.reject(
                     row,
-                    f"{self.seen[row]} tokens, and {encoder.model} takes {self.kept[row]}; cut the text smaller, "
-                    "or plan with --truncate cut or split-and-pool",
+                    f"{self.seen[row]} tokens, and {encoder.model} takes {self.kept[row]}; cut the text "
+                    "smaller, or plan with --truncate cut or split-and-pool",
                 )
                 self.kept[row] = 0
         return set(over)

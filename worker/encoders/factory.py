@@ -94,7 +94,7 @@ def warm_up(encoder: Encoder, kinds: Sequence[OutputKind]) -> float:
             found = agreement(golden, measure(encoder, ["dense"])["dense"])
             if found.problem:
                 raise GoldenMismatch(
-                    f"{encoder.model} on {encoder.numerics.device}: {found.problem}; these are not the weights "
-                    "that the registry names, or this machine computes wrongly"
+                    f"{encoder.model} on {encoder.numerics.device}: {found.problem}; these are not the "
+                    "weights that the registry names, or this machine computes wrongly"
                 )
     return time.perf_counter() - begun

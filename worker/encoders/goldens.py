@@ -1,7 +1,7 @@
 """Golden vectors: what every encoder of a space must give for the same few texts, whatever it runs on.
 
-They tell one set of weights, one pooling, one prompt or one adapter from another; they do not tell float32 from
-bfloat16, which may share a space.
+They tell one set of weights, one pooling, one prompt or one adapter from another; they do not tell float32
+from bfloat16, which may share a space.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ TEXTS: tuple[tuple[Side, str], ...] = (
     ("document", "A lighthouse keeper writes down every ship that passes in the night."),
     (
         "document",
-        "The harbour master keeps three books. In the first he notes each vessel by name, with the hour of its "
-        "arrival, the depth of its keel and the port it left. The second holds what the cranes lifted: timber, "
-        "grain, copper wire, crates of oranges, and once a grand piano that nobody ever came to fetch. The third "
-        "book is for the weather. Every morning at six he reads the glass, looks at the flags on the mole, and "
-        "writes one line; when a storm is near he writes two. After forty years the shelves behind his desk are "
-        "full, and students come from the city to copy his columns, because no instrument has watched this coast "
-        "for so long. He lets them, on one condition: whoever finds a mistake must show it to him before the ink "
-        "of the correction is dry.",
+        "The harbour master keeps three books. In the first he notes each vessel by name, with the hour of "
+        "its arrival, the depth of its keel and the port it left. The second holds what the cranes lifted: "
+        "timber, grain, copper wire, crates of oranges, and once a grand piano that nobody ever came to "
+        "fetch. The third book is for the weather. Every morning at six he reads the glass, looks at the "
+        "flags on the mole, and writes one line; when a storm is near he writes two. After forty years the "
+        "shelves behind his desk are full, and students come from the city to copy his columns, because no "
+        "instrument has watched this coast for so long. He lets them, on one condition: whoever finds a "
+        "mistake must show it to him before the ink of the correction is dry.",
     ),
     ("document", "Größe: 3 µm – naïve café № 7 · Привет, мир · 東京の天気は晴れです · مرحبا بالعالم · 🦊🌍"),
     (
@@ -53,7 +53,7 @@ TEXTS: tuple[tuple[Side, str], ...] = (
         "def moving_average(values: list[float], width: int) -> list[float]:\n"
         '    """Means of each window of `width` neighbours."""\n'
         "    if width < 1:\n"
-        "        raise ValueError(f\"width is {width}, not at least 1\")\n"
+        '        raise ValueError(f"width is {width}, not at least 1")\n'
         "    total, out = 0.0, []\n"
         "    for i, value in enumerate(values):\n"
         "        total += value - (values[i - width] if i >= width else 0.0)\n"
@@ -119,9 +119,7 @@ def agreement(golden: Golden, given: Golden) -> Agreement:
             0.0, f"it reads the golden texts as {_said(given.tokens)} tokens, not {_said(golden.tokens)}"
         )
     if golden.rows != given.rows or type(golden.vectors) is not type(given.vectors):
-        return Agreement(
-            0.0, f"it gives the golden texts {_said(given.rows)} rows, not {_said(golden.rows)}"
-        )
+        return Agreement(0.0, f"it gives the golden texts {_said(given.rows)} rows, not {_said(golden.rows)}")
     cosines = [_cosine(golden.vectors, given.vectors, i) for i in range(len(TEXTS))]
     worst = min(cosines)
     if worst >= AGREEMENT:

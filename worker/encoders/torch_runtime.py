@@ -22,8 +22,8 @@ class TorchRuntime:
     """One model's device and dtype, with torch set up for it.
 
     The dtype is float32 on a CPU; on a GPU what settings or else the registry say, if the GPU computes in it.
-    float16 is no substitute for bfloat16 unless it is asked for: activations of models trained in bfloat16 may
-    overflow it, which the checks at a worker's start then show.
+    float16 is no substitute for bfloat16 unless it is asked for: activations of models trained in bfloat16
+    may overflow it, which the checks at a worker's start then show.
     """
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
@@ -98,8 +98,8 @@ def _dtype(spec: ModelSpec, device: Device, asked: str) -> torch.dtype:
     if device.kind == "cpu":
         if asked not in ("", "float32"):
             raise UsageError(
-                f"V5_DTYPE={asked} is for GPUs, and {spec.name} runs on a CPU; leave it out: a CPU computes in "
-                "float32"
+                f"V5_DTYPE={asked} is for GPUs, and {spec.name} runs on a CPU; leave it out: a CPU computes "
+                "in float32"
             )
         return torch.float32
     wanted: torch.dtype = getattr(torch, asked or spec.gpu_dtype)
@@ -110,8 +110,8 @@ def _dtype(spec: ModelSpec, device: Device, asked: str) -> torch.dtype:
     if asked:
         raise FleetError(f"V5_DTYPE=bfloat16: {device.name} has no bfloat16; leave it out or say float16")
     logger.warning(
-        "%s: %s has no bfloat16; computing in float32. V5_DTYPE=float16 is faster, and the worker starts with it "
-        "if its vectors hold: they are checked before it serves",
+        "%s: %s has no bfloat16; computing in float32. V5_DTYPE=float16 is faster, and the worker starts with "
+        "it if its vectors hold: they are checked before it serves",
         spec.name,
         device.name,
     )
