@@ -1,10 +1,13 @@
 """The ONNX encoder against plain SentenceTransformer.encode: same weights, same texts, one run.
 
     python -m benchmarks.encoders [--corpus chunks|functions] [--chunks 1000] [--repeats 3] [--json FILE]
+    python -m benchmarks.encoders --variant int8 […]
 
 Both get the same threads and the same truncation. They take turns on slices of the corpus, so that whatever
 else the machine does hits both; slices are cut from the corpus sorted by length, which is the order in which
 each of them would work through it anyway. Ends with 1 if any chunk's two vectors differ.
+
+With a variant, the ONNX encoder is compared with itself in that variant instead, whose vectors do differ.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.weights import locate
 
+ONNX = "qdrant-minilm-onnx"
 CORPORA: dict[str, Callable[[int], list[str]]] = {"chunks": stdlib_chunks, "functions": stdlib_functions}
 #: Worst cosine between the two vectors of a chunk that still counts as agreement.
 MIN_COSINE = 0.9999
@@ -58,14 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--chunks", type=int, default=1000, help="texts to embed (default 1000)")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repetitions (default 3)")
+    parser.add_argument("--variant", choices=model(ONNX).variants, help="compare with this variant instead")
     parser.add_argument("--json", help="also write the results to this file")
     options = parser.parse_args(arguments)
     settings = load_settings()
     texts = CORPORA[options.corpus](options.chunks)
+    if options.variant:
+        return _compare_variant(options.variant, settings, texts, options)
     ours, theirs = _ours(settings), _theirs(settings)
     best = _best_batch(theirs, texts[:TRIAL_CHUNKS])
     contenders: dict[str, Run] = {
-        "qdrant-minilm-onnx": ours,
+        ONNX: ours,
         f"SentenceTransformer.encode, batch {DEFAULT_BATCH} (default)": lambda t: theirs(t, DEFAULT_BATCH),
     }
     if best != DEFAULT_BATCH:
@@ -99,13 +106,44 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if cosine >= MIN_COSINE else 1
 
 
+def _compare_variant(variant: str, settings: Settings, texts: list[str], options: argparse.Namespace) -> int:
+    contenders = {ONNX: _ours(settings), f"{ONNX}, {variant}": _ours(settings, variant)}
+    seconds, vectors = _interleaved(contenders, texts, options.repeats)
+    (plain, took), (name, other) = seconds.items()
+    cosines = (vectors[plain] * vectors[name]).sum(axis=1)
+    ratio = _ratio(took, other)
+    show(
+        f"{len(texts)} {options.corpus}, {thread_count(settings)} threads",
+        ["encoder", "chunks/s (median)", "times as fast"],
+        [
+            (plain, len(texts) / statistics.median(took), 1.0),
+            (name, len(texts) / statistics.median(other), ratio),
+        ],
+    )
+    print(f"cosine to {plain}: worst {cosines.min():.4f}, mean {cosines.mean():.4f}")
+    save(
+        options.json,
+        {
+            "corpus": options.corpus,
+            "chunks": len(texts),
+            "threads": thread_count(settings),
+            "variant": variant,
+            "seconds": seconds,
+            "ratio": ratio,
+            "min_cosine": float(cosines.min()),
+            "mean_cosine": float(cosines.mean()),
+        },
+    )
+    return 0
+
+
 def _ratio(took: list[float], base: list[float]) -> float:
     """Median over the repetitions of one contender's time to the other's in the same repetition."""
     return statistics.median(a / b for a, b in zip(took, base, strict=True))
 
 
-def _ours(settings: Settings) -> Run:
-    encoder = load_encoder("qdrant-minilm-onnx", "", settings, ["dense"])
+def _ours(settings: Settings, variant: str = "") -> Run:
+    encoder = load_encoder(ONNX, "", settings, ["dense"], variant=variant)
     warm_up(encoder, ["dense"])
     lock = threading.Lock()
 

@@ -64,6 +64,8 @@ class Job:
     truncated: int
     #: Whether a producer holds it now.
     held: bool
+    #: Which part of the sources it is for, such as `shard 1/4`; empty: all of them.
+    part: str = ""
 
     @property
     def interrupted(self) -> bool:
@@ -79,9 +81,9 @@ class Job:
         return fields
 
 
-def signature(collection: str, plan: Plan, sources: Sequence[str]) -> str:
-    """What makes two submissions the same: collection, plan and sources."""
-    text = json.dumps([collection, plan.fingerprint, sorted(sources)])
+def signature(collection: str, plan: Plan, sources: Sequence[str], part: str = "") -> str:
+    """What makes two submissions the same: collection, plan, sources, and which part of them."""
+    text = json.dumps([collection, plan.fingerprint, sorted(sources), *([part] if part else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -95,7 +97,7 @@ class Jobs:
         self._run = scripts.run
         self._blobs = blobs
 
-    def open(self, collection: str, plan: Plan, sources: Sequence[str]) -> tuple[Job, bool]:
+    def open(self, collection: str, plan: Plan, sources: Sequence[str], part: str = "") -> tuple[Job, bool]:
         """Adopt the unfinished job of the same submission, else open one; says whether it was adopted.
 
         An adopted job that had paused forgets its dead letters: they are tried again. Raises UsageError if
@@ -105,13 +107,14 @@ class Jobs:
         outcome, job = self._run(
             "open_job",
             fresh,
-            signature(collection, plan, sources),
+            signature(collection, plan, sources, part),
             collection,
             plan.fingerprint,
             plan.model_dump_json(),
             json.dumps(list(sources)),
             socket.gethostname(),
             self._max_dead,
+            part,
         )
         if outcome == "busy":
             raise UsageError(
@@ -146,6 +149,7 @@ class Jobs:
             sources=tuple(json.loads(text["sources"])),
             open_batches=int(open_batches),
             held=bool(held),
+            part=text.get("part", ""),
             **counts,
         )
 
@@ -218,6 +222,10 @@ class Jobs:
         pairs = [part for letter in letters for part in (letter.id, json.dumps(asdict(letter)))]
         state, _ = self._run("bury", job, *pairs)
         return state  # type: ignore[no-any-return]
+
+    def forgive(self, job: str, letters: Sequence[str]) -> int:
+        """Take letters off the job's dead-letter list by id; says how many were on it."""
+        return int(self._run("forgive", job, *letters))
 
     def dead(self, job: str) -> Iterator[DeadLetter]:
         """The job's dead letters."""

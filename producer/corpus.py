@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -46,6 +46,15 @@ class Corpus:
     _max_chunk_bytes: int
     _min_tokens: int | None
     _chunk_chars: int
+    #: What part of it this is, where it is not the whole: `shard 1/4`. A job of a part is a job of its own.
+    part: str = ""
+    _keep: Callable[[Chunk | Problem], bool] | None = None
+
+    def narrowed(self, part: str, keep: Callable[[Chunk | Problem], bool]) -> Corpus:
+        """The part of this corpus, or of this part of one, that `keep` says yes to; all of it is still read."""
+        had = self._keep
+        both = keep if had is None else lambda item: had(item) and keep(item)
+        return replace(self, part=f"{self.part} {part}".lstrip(), _keep=both)
 
     @property
     def sources(self) -> list[str]:
@@ -80,6 +89,9 @@ class Corpus:
 
         Memory is bounded by the largest V4 file, plain file, line and folder listing, not by the corpus.
         """
+        return filter(self._keep, self._items()) if self._keep else self._items()
+
+    def _items(self) -> Iterator[Chunk | Problem]:
         seen = SeenIds()
         try:
             for file in self._files():

@@ -91,7 +91,7 @@ def finish(draft: Draft, max_chunk_bytes: int) -> Chunk | Problem:
         return rejected(f"the payload is nested deeper than {MAX_PAYLOAD_DEPTH} levels")
     if size > MAX_PAYLOAD_BYTES:
         return rejected(f"payload of {size} bytes is over the limit of {MAX_PAYLOAD_BYTES}; shrink it")
-    return Chunk(identity, text, payload)
+    return Chunk(identity, text, payload, draft.path)
 
 
 def text_bytes(text: str) -> int:

@@ -202,6 +202,17 @@ class Fleet:
         )
         return found
 
+    def scroll(self, name: str, after: str, limit: int) -> tuple[list[tuple[str, str]], str]:
+        """A page of the collection's points as `(id, source)`, and what to pass as `after` next; empty: end."""
+        answer = self._store("scroll", {"collection": name, "after": after, "limit": limit})
+        return [(identity, source) for identity, source in answer["points"]], str(answer["next"])
+
+    def delete(self, name: str, points: Sequence[tuple[str, str]], started: int) -> int:
+        """Remove points `(id, source)` that are still of that source and no newer; says how many are gone."""
+        rows = [list(point) for point in points]
+        answer = self._store("delete", {"collection": name, "points": rows, "started": started})
+        return int(answer["deleted"])
+
     def embed_query(self, plan: Plan, models: Sequence[str], text: str) -> dict[str, bytes]:
         """The query's vectors blob from each model, all models at once."""
         pending = {}

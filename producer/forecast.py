@@ -205,7 +205,9 @@ def _add(found: Forecast, batch: list[Chunk], names: Sequence[str]) -> None:
     found.batches += 1
     found.text_bytes += text
     found.packed_bytes += packed
-    found.payload_bytes += text + sum(payload_bytes(chunk.payload) + _OWN_PAYLOAD for chunk in batch)
+    found.payload_bytes += text + sum(
+        payload_bytes(chunk.payload) + len(chunk.source) + _OWN_PAYLOAD for chunk in batch
+    )
     found.largest_batch = max(found.largest_batch, reserved)
 
 

@@ -18,6 +18,7 @@ from producer.corpus import Corpus
 from producer.credit import vector_bytes
 from producer.fleet import Fleet
 from producer.problem import Problem
+from producer.pruning import Pruning
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound
@@ -80,6 +81,10 @@ class Summary:
     truncated: int
     state: str
     plan: str
+    #: Points removed because the corpus has them no more; None if it was not asked for, or not done.
+    pruned: int | None = None
+    #: What is to be said about it: why it was not done, or what was left.
+    prune_note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -96,7 +101,10 @@ class Submission:
         collection: str,
         plan: Plan,
         report: Callable[[Progress], None] = lambda _progress: None,
+        *,
+        pruning: Pruning | None = None,
     ) -> None:
+        """With `pruning`, what the collection has of the corpus' sources and the corpus has not, goes."""
         self._fleet = fleet
         self._settings = fleet.settings
         self._ledger = fleet.ledger
@@ -105,6 +113,7 @@ class Submission:
         self._plan = plan
         self._names = [vector.name for vector in plan.vectors()]
         self._report = report
+        self._pruning = pruning
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._looked = 0.0
         self._seen: Job | None = None
@@ -120,6 +129,7 @@ class Submission:
         submission again finishes the rest.
         """
         began = time.monotonic()
+        pruned, prune_note = None, ""
         standing = self._patient(lambda: self._fleet.open_collection(self._collection, self._plan))
         self._say_other_index(standing.plan)
         self._limit = self._patient(lambda: self._ledger.blobs.budget(self._settings.inflight_bytes))
@@ -141,6 +151,8 @@ class Submission:
                     f"in each of {MOST_PASSES} passes Redis lost text on its way; mend Redis (`v5 doctor` "
                     f"helps), then submit again: job {job.id} goes on with what is not stored yet"
                 )
+            if self._pruning is not None:
+                pruned, prune_note = self._prune(self._pruning, job.id)
             state = self._patient(lambda: self._ledger.jobs.seal(job.id))
             last = self._look(job.id, force=True)
         except JobClosed as error:
@@ -149,6 +161,8 @@ class Submission:
             if state in ("sealed", "done"):
                 raise FleetError(f"{error}; another producer ended it. Submit again to go on") from error
             self._say_waiting(str(error))
+            if self._pruning is not None:
+                prune_note = f"nothing was pruned: job {job.id} did not end ({state})"
         finally:
             with contextlib.suppress(InfrastructureError):
                 self._ledger.jobs.let_go(job.id, self._holder)
@@ -170,7 +184,22 @@ class Submission:
             truncated=last.truncated,
             state=state,
             plan=self._plan.describe(),
+            pruned=pruned,
+            prune_note=prune_note,
         )
+
+    def _prune(self, pruning: Pruning, job: str) -> tuple[int | None, str]:
+        """Remove what the last pass did not have; how many points went, and what is to be said about it."""
+        if hindrance := pruning.hindrance:
+            return None, f"nothing was pruned: {hindrance}"
+        if (seen := self._look(job, force=True)).state != "open":
+            raise JobClosed(f"job {job} is {seen.state}")
+        self._patient(lambda: pruning.run(seen.started))
+        left = (
+            f"{pruning.unsourced} points of the collection do not say what they were read from; none of them "
+            "was pruned"
+        )
+        return pruning.deleted, left if pruning.unsourced else ""
 
     def _say_other_index(self, standing: Plan) -> None:
         """An index that was asked for and is not what the collection has, is not applied: say so."""
@@ -191,13 +220,13 @@ class Submission:
 
     def _open(self) -> Job:
         """Adopt or open the job; wait for what an earlier run left in flight."""
-        sources = self._corpus.sources
-        job, adopted = self._patient(lambda: self._ledger.jobs.open(self._collection, self._plan, sources))
+        what = (self._collection, self._plan, self._corpus.sources, self._corpus.part)
+        job, adopted = self._patient(lambda: self._ledger.jobs.open(*what))
         self.progress.job, self.progress.adopted = job.id, adopted
         self._base = job.done
         if self._drain(job.id).state == "open" and adopted:
             # Adopted again with nothing under way, it starts now: newer than what others wrote meanwhile.
-            self._patient(lambda: self._ledger.jobs.open(self._collection, self._plan, sources))
+            self._patient(lambda: self._ledger.jobs.open(*what))
         job = self._look(job.id, force=True)
         # What an earlier run staged is found in the collection by the coming pass.
         self._base, self._next = job.done, job.next
@@ -211,14 +240,19 @@ class Submission:
         progress.complete, progress.reasons = False, {}
         written = progress.done
         dead = self._dead_ids(job)
+        if self._pruning is not None:
+            self._pruning.begin()
         for window in windows(self._corpus.items(), self._settings):
+            if self._pruning is not None:
+                self._pruning.note(window)
             self._note_problems(job, window.problems)
             progress.read += len(window.chunks)
             fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
             for (kind, names), chunks in self._lacking(fresh).items():
                 for batch in cut_batches(chunks, self._settings):
                     self._stage(job, kind, names, batch)
-            self._look(job)
+            if self._look(job).state == "cancelled":
+                raise JobClosed(f"job {job} is cancelled; nothing more can be staged into it")
         # In a further pass, what the first wrote stands in the collection and would count twice.
         progress.skipped -= written
         progress.complete = True
@@ -327,6 +361,10 @@ class Submission:
                 wait = min(wait * 2, 5.0)
 
 
+def letter_id(problem: Problem) -> str:
+    """The id of a problem's dead letter: its place's, for a repeated id belongs to the chunk that had it first."""
+    return chunk_id(f"problem\x00{problem.where}")
+
+
 def _letter(problem: Problem) -> DeadLetter:
-    # Named by its place: a repeated id belongs to the good chunk that had it first.
-    return DeadLetter(chunk_id(f"problem\x00{problem.where}"), problem.reason, "read", problem.where)
+    return DeadLetter(letter_id(problem), problem.reason, "read", problem.where)

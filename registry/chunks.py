@@ -29,6 +29,8 @@ class Chunk:
     id: str
     text: str
     payload: dict[str, Any] = field(default_factory=dict)
+    #: The corpus file it was read from, as its label; what `v5 submit --prune` goes by.
+    source: str = ""
 
     @cached_property
     def content_hash(self) -> str:
@@ -37,9 +39,12 @@ class Chunk:
 
     @cached_property
     def payload_hash(self) -> str:
-        """128-bit BLAKE2b of text and payload, hex: where only this differs, only the payload is written."""
+        """128-bit BLAKE2b of text, payload and source, hex: where only this differs, only the payload is
+        written. With the source, a chunk that moved to another file is that file's from then on."""
         body = json.dumps(self.payload, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.blake2b(f"{self.content_hash}{body}".encode(), digest_size=16).hexdigest()
+        # No JSON holds a NUL, so that nothing of a payload can pass for a source.
+        source = f"\x00{self.source}" if self.source else ""
+        return hashlib.blake2b(f"{self.content_hash}{body}{source}".encode(), digest_size=16).hexdigest()
 
     @property
     def where(self) -> str:

@@ -100,7 +100,7 @@ def _json(body: bytes) -> Any:
 
 def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
     """Frame a batch's chunks."""
-    rows = [[chunk.id, chunk.text, chunk.payload] for chunk in chunks]
+    rows = [[chunk.id, chunk.text, chunk.payload, chunk.source] for chunk in chunks]
     body = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
     return seal("chunks", body, compress=True)
 
@@ -113,8 +113,8 @@ def unpack_chunks(blob: bytes) -> list[Chunk]:
     chunks = []
     for row in rows:
         match row:
-            case [str() as identity, str() as text, dict() as payload]:
-                chunks.append(Chunk(identity, text, payload))
+            case [str() as identity, str() as text, dict() as payload, str() as source]:
+                chunks.append(Chunk(identity, text, payload, source))
             case _:
                 raise CodecError("a chunks blob holds something that is not a chunk")
     return chunks

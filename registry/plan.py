@@ -264,8 +264,8 @@ class Plan(BaseModel):
         width = min(spec.dimension for spec in specs)
         return tuple(
             f"the ensemble cuts the {spec.dimension} values of {spec.name} to {width}, and "
-            f"{_not_made_for(spec)}; its share of the fused vector loses quality (leave it out, or search its "
-            "own vector, too)"
+            f"{_not_made_for(spec)}; its share of the fused vector loses quality (leave it out, or search "
+            "its own vector, too)"
             for spec in specs
             if spec.dimension != width and width not in spec.matryoshka
         )

@@ -63,6 +63,14 @@ class StoredPoint:
 
 
 @dataclass(frozen=True)
+class Sourced:
+    """A point and the corpus file it was read from, as its label; empty if the point does not say."""
+
+    id: str
+    source: str
+
+
+@dataclass(frozen=True)
 class CollectionInfo:
     """A collection: its plan, and how many points it has."""
 
@@ -139,6 +147,18 @@ class Store(Protocol):
 
     def get(self, collection: str, ids: Sequence[str], with_vectors: bool) -> list[StoredPoint]:
         """The points with these ids, in this order; absent ones are left out."""
+        ...
+
+    def scroll(self, collection: str, after: str, limit: int) -> tuple[list[Sourced], str]:
+        """A page of all points by id, and what to pass as `after` for the next one; empty: begin, or end.
+
+        A point that stands from the first page to the last is on exactly one of them.
+        """
+        ...
+
+    def delete(self, collection: str, points: Sequence[Sourced], started: int) -> int:
+        """Remove the points that are no newer than `started` and still of the source given; says how many
+        stood before and do not any more."""
         ...
 
     def maintain(self, collection: str) -> bool:

@@ -10,10 +10,10 @@ from uuid import UUID
 
 from registry.errors import StoreRefused, UsageError
 from registry.plan import Plan
-from store.base import CollectionInfo, Hit, Point, Standing, StoredPoint, Vector
+from store.base import CollectionInfo, Hit, Point, Sourced, Standing, StoredPoint, Vector
 from store.engine import EngineCollection
 from store.fusion import best
-from store.points import STANDING_KEYS, UPDATE_KEYS, standing_of, updated
+from store.points import SOURCE, STANDING_KEYS, UPDATE_KEYS, source_of, standing_of, updated
 from store.vectors import fault
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -120,6 +120,29 @@ class CheckedStore(ABC):
         return [
             StoredPoint(id_, records[id_].payload, records[id_].vectors) for id_ in wanted if id_ in records
         ]
+
+    def scroll(self, collection: str, after: str, limit: int) -> tuple[list[Sourced], str]:
+        """See Store.scroll."""
+        if limit < 1:
+            raise UsageError(f"a page of {limit} points; ask for at least one")
+        start = _canonical([after])[0] if after else ""
+        records, following = self._collection(collection).page(start, limit, (SOURCE,))
+        return [Sourced(record.id, source_of(record.payload)) for record in records], following
+
+    def delete(self, collection: str, points: Sequence[Sourced], started: int) -> int:
+        """See Store.delete."""
+        by_source: dict[str, list[str]] = {}
+        for point in points:
+            if not point.source:
+                raise UsageError(f"point {point.id} has no source; only points of a source can be removed")
+            by_source.setdefault(point.source, []).append(point.id)
+        found = self._collection(collection)
+        ids = _canonical([point.id for point in points])
+        before = len(found.retrieve(ids, (SOURCE,), False))
+        with found.writing() as writer:
+            for source, some in by_source.items():
+                writer.delete(_canonical(some), source, started)
+        return before - len(found.retrieve(ids, (SOURCE,), False))
 
     def _fitting(self, name: str, points: Sequence[Point]) -> EngineCollection:
         """The collection, if every vector fits it. Raises StoreRefused naming the point."""

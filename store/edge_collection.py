@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import qdrant_edge as edge
 
@@ -20,6 +21,7 @@ from store import optimise
 from store.base import Point, Vector
 from store.binding import Binding
 from store.edge_operations import (
+    delete_operation,
     payload_operations,
     query_request,
     slices,
@@ -122,6 +124,15 @@ class EdgeCollection:
         request = edge.ScrollRequest(limit=len(ids), filter=with_vector(set(ids), name), with_payload=False)
         with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
             return {str(point.id) for point in shard.read.scroll(request)[0]}
+
+    def page(self, after: str, limit: int, keys: Sequence[str]) -> tuple[list[Record], str]:
+        """See EngineCollection.page."""
+        start = UUID(after) if after else None
+        request = edge.ScrollRequest(offset=start, limit=limit, with_payload=[*keys], with_vector=False)
+        with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
+            found, following = shard.read.scroll(request)
+        records = [Record(str(point.id), point.payload or {}, {}) for point in found]
+        return records, "" if following is None else str(following)
 
     def nearest(self, queries: dict[str, Vector], limit: int, prefetch: int) -> Iterable[tuple[str, float]]:
         """See EngineCollection.nearest."""
@@ -276,6 +287,10 @@ class EdgeWriter:
     def update_payload(self, points: Sequence[Point], started: int) -> None:
         """See Writer.update_payload."""
         self._write(points, lambda some: payload_operations(some, started))
+
+    def delete(self, ids: Sequence[str], source: str, started: int) -> None:
+        """See Writer.delete."""
+        self.ticket = self.shard.write([delete_operation(ids, source, started)], 0)
 
     def _write(
         self,

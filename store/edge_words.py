@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from registry.index import VectorIndex
 from registry.models import OutputKind
 from store.base import SparseVector, Vector
 from store.layout import Layout, VectorLayout
-from store.points import CONTENT_HASH, STARTED
+from store.points import CONTENT_HASH, SOURCE, STARTED
 
 #: Beginnings of Qdrant's messages that say nothing against the request (OperationError in its segment crate).
 _NOT_THE_REQUEST = ("Service runtime error", "Inconsistent storage", "Out of memory", "Operation cancelled")
@@ -71,6 +71,13 @@ def same_text(point: str, content_hash: str, started: int) -> edge.Filter:
     """The one point, if its text is that and a job of this start may write over it."""
     text = edge.FieldCondition(CONTENT_HASH, match=edge.MatchValue(content_hash))
     return edge.Filter(must=[edge.HasIdCondition({UUID(point)}), text, not_newer(started)])
+
+
+def of_source(points: Sequence[str], source: str, started: int) -> edge.Filter:
+    """Those of the points that are of that source and that a job of this start may write over."""
+    same = edge.FieldCondition(SOURCE, match=edge.MatchValue(source))
+    ids: set[int | UUID | str] = {UUID(point) for point in points}
+    return edge.Filter(must=[edge.HasIdCondition(ids), same, not_newer(started)])
 
 
 def with_vector(points: set[str], name: str) -> edge.Filter:

@@ -39,6 +39,10 @@ class Writer(Protocol):
         """Replace the payloads of points that stand with the same text."""
         ...
 
+    def delete(self, ids: Sequence[str], source: str, started: int) -> None:
+        """Remove those of the points that stand with that source."""
+        ...
+
 
 class EngineCollection(Protocol):
     """One collection. Any thread may call any method; errors are the store's (StoreUnavailable, …)."""
@@ -74,6 +78,10 @@ class EngineCollection(Protocol):
 
     def having(self, ids: Sequence[str], name: str) -> set[str]:
         """Those of the points that have that named vector."""
+        ...
+
+    def page(self, after: str, limit: int, keys: Sequence[str]) -> tuple[list[Record], str]:
+        """A page of all points by id with these payload paths, and where the next begins; see Store.scroll."""
         ...
 
     def nearest(self, queries: dict[str, Vector], limit: int, prefetch: int) -> Iterable[tuple[str, float]]:

@@ -13,6 +13,7 @@ from store.base import Point, Standing, Vector
 CONTENT_HASH = "content_hash"
 PAYLOAD_HASH = "v5.payload_hash"
 STARTED = "v5.started"
+SOURCE = "v5.source"
 #: What `standing` needs of a payload.
 STANDING_KEYS = (CONTENT_HASH, PAYLOAD_HASH)
 #: What an update of a standing point needs of its payload.
@@ -32,6 +33,8 @@ def build_point(
     at the top of the payload; those that the store needs for itself move under `metadata`.
     """
     about: dict[str, Any] = {"job": job, "started": started, "payload_hash": chunk.payload_hash}
+    if chunk.source:
+        about["source"] = chunk.source
     if tokens:
         about["tokens"] = {model: [int(count) for count in counts] for model, counts in tokens.items()}
     payload = {key: _storable(value) for key, value in _own(chunk.payload).items()}
@@ -64,6 +67,12 @@ def standing_of(payload: Mapping[str, Any], vectors: frozenset[str]) -> Standing
     about = payload.get("v5")
     payload_hash = about.get("payload_hash", "") if isinstance(about, dict) else ""
     return Standing(str(payload.get(CONTENT_HASH, "")), str(payload_hash), vectors)
+
+
+def source_of(payload: Mapping[str, Any]) -> str:
+    """The corpus file that a point was read from, as its label; empty if the point does not say."""
+    about = payload.get("v5")
+    return str(about.get("source", "")) if isinstance(about, Mapping) else ""
 
 
 def _storable(value: Any) -> Any:

@@ -18,7 +18,7 @@ from store.engine import Record
 from store.fusion import RRF_K, depth
 from store.layout import OVERSAMPLING, Layout, VectorLayout, layout, quantized
 from store.server_connection import CollectionExists, CollectionMissing, Connection, RequestTooLarge
-from store.server_wire import GrpcWire, RestWire, Row, Wire, cut, payload_rows, send_payloads
+from store.server_wire import ORDERING, GrpcWire, RestWire, Row, Wire, cut, payload_rows, send_payloads
 from store.server_words import (
     PAYLOAD_SCHEMAS,
     contradictions,
@@ -26,6 +26,7 @@ from store.server_words import (
     dense_params,
     from_model,
     names,
+    of_source,
     sparse_params,
     to_model,
     tuning,
@@ -200,6 +201,17 @@ class ServerCollection:
         )
         return {str(point.id) for point in found}
 
+    def page(self, after: str, limit: int, keys: Sequence[str]) -> tuple[list[Record], str]:
+        """See EngineCollection.page."""
+        found, following = self._call(
+            "reading",
+            lambda: self._client.scroll(
+                self.name, limit=limit, offset=after or None, with_payload=[*keys], with_vectors=False
+            ),
+        )
+        records = [Record(str(point.id), point.payload or {}, {}) for point in found]
+        return records, "" if following is None else str(following)
+
     def nearest(self, queries: dict[str, Vector], limit: int, prefetch: int) -> Iterable[tuple[str, float]]:
         """See EngineCollection.nearest."""
         vectors = {name: to_model(vector) for name, vector in queries.items()}
@@ -253,6 +265,14 @@ class ServerCollection:
             payload_rows(points, started),
             lambda rows: send_payloads(self._client, self.name, rows),
             "writing to",
+        )
+
+    def delete(self, ids: Sequence[str], source: str, started: int) -> None:
+        """See Writer.delete."""
+        selected = models.FilterSelector(filter=of_source(ids, source, started))
+        self._call(
+            "deleting from",
+            lambda: self._client.delete(self.name, selected, wait=True, ordering=ORDERING),
         )
 
     def _send(self, rows: Iterable[Row], send: Callable[[Sequence[Row]], None], what: str) -> None:

@@ -11,7 +11,7 @@ from qdrant_client import models
 from registry.index import VectorIndex
 from store.base import SparseVector, Vector
 from store.layout import PAYLOAD_INDEXES, Layout, VectorLayout
-from store.points import CONTENT_HASH, STARTED
+from store.points import CONTENT_HASH, SOURCE, STARTED
 
 PAYLOAD_SCHEMAS: dict[str, models.PayloadSchemaType] = {
     path: models.PayloadSchemaType(kind) for path, kind in PAYLOAD_INDEXES.items()
@@ -105,6 +105,13 @@ def same_text(point: str, content_hash: str, started: int) -> models.Filter:
     text = models.FieldCondition(key=CONTENT_HASH, match=models.MatchValue(value=content_hash))
     this = models.HasIdCondition(has_id=[point])
     return models.Filter(must=[this, text], must_not=not_newer(started).must_not)
+
+
+def of_source(points: Sequence[str], source: str, started: int) -> models.Filter:
+    """Those of the points that are of that source and that a job of this start may write over."""
+    same = models.FieldCondition(key=SOURCE, match=models.MatchValue(value=source))
+    these = models.HasIdCondition(has_id=[*points])
+    return models.Filter(must=[these, same], must_not=not_newer(started).must_not)
 
 
 def with_vector(points: Sequence[str], name: str) -> models.Filter:

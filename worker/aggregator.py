@@ -168,14 +168,8 @@ class Aggregator(FleetProcess):
                 log.exception("reconciling failed; it goes on")
 
     def _maintain(self) -> None:
-        """Index what was written whenever nothing is to be done; first, put the collections' golden vectors
-        where the workers look: the ledger may have been lost."""
-        try:
-            store = self._open_store()
-            for collection in store.collections():
-                self._goldens().settle(collection, store.plan(collection))
-        except V5Error as error:
-            log.warning("golden vectors are put up when a collection is next opened: %s", error)
+        """Index what was written whenever nothing is to be done."""
+        self._settle_all()
         while not self.stopping.wait(MAINTAIN_EVERY):
             try:
                 store = self._open_store()
@@ -186,6 +180,20 @@ class Aggregator(FleetProcess):
                 log.warning("indexing waits: %s", error)
             except Exception:
                 log.exception("indexing failed; it is tried again")
+
+    def _settle_all(self) -> None:
+        """Put the collections' golden vectors where the workers look: the ledger may have been lost."""
+        store = self._open_store()
+        try:
+            for collection in store.collections():
+                if not self.stopping.is_set():
+                    self._goldens().settle(collection, store.plan(collection))
+        except V5Error as error:
+            log.warning("golden vectors are looked at when a collection is next opened: %s", error)
+        except Exception:
+            log.exception(
+                "golden vectors could not be looked at; it is done when a collection is next opened"
+            )
 
     def _goldens(self) -> GoldenRecords:
         if self._records is None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ledger.alive import Process
 from ledger.ledger import Ledger
 from registry.errors import FleetError, StoreUnavailable, V5Error
 from registry.models import DEFAULT_RERANKER
@@ -158,19 +159,35 @@ def _wait_ready(
             if expected and all(process["pid"] in ready for process in expected):
                 return list(processes)
             if time.monotonic() >= end:
-                missing = ", ".join(p["name"] for p in expected if p["pid"] not in ready) or "redis"
-                raise FleetError(f"not ready after {timeout:.0f} s: {missing}; logs: {layout.root / 'logs'}")
+                notes = _notes(ledger)
+                missing = [
+                    p["name"] + (f" ({notes[p['pid']]})" if notes.get(p["pid"]) else "")
+                    for p in expected
+                    if p["pid"] not in ready
+                ]
+                raise FleetError(
+                    f"not ready after {timeout:.0f} s: {', '.join(missing) or 'redis'}; "
+                    f"logs: {layout.root / 'logs'}"
+                )
             time.sleep(0.1)
     finally:
         ledger.close()
 
 
 def _ready_pids(ledger: Ledger) -> dict[int, str]:
+    return {p.pid: p.device or p.note or "store" for p in _here(ledger) if p.condition == "ready"}
+
+
+def _notes(ledger: Ledger) -> dict[int, str]:
+    """What the processes of this machine say about themselves (what they wait for), by pid."""
+    return {p.pid: p.note for p in _here(ledger)}
+
+
+def _here(ledger: Ledger) -> list[Process]:
     try:
-        here = [p for p in ledger.alive.list() if p.host == socket.gethostname()]
-        return {p.pid: p.device or p.note or "store" for p in here if p.condition == "ready"}
+        return [p for p in ledger.alive.list() if p.host == socket.gethostname()]
     except V5Error:
-        return {}
+        return []
 
 
 def down(settings: Settings, timeout: float = GRACE + 20) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import threading
 
 from ledger.goldens import Goldens
 from registry.codecs import CHECKSUM, Part
-from registry.errors import CodecError
+from registry.errors import CodecError, LedgerFull
 from registry.plan import Plan
 from store.base import Store
 from worker.encoders.goldens import agreement, unpack_golden
@@ -75,7 +76,7 @@ class GoldenRecords:
             self._store.note(collection, NOTE + fingerprint, base64.b64encode(theirs).decode())
             mine = theirs
         elif theirs is None:
-            theirs = self._goldens.offer(fingerprint, mine)
+            theirs = self._offer(fingerprint, mine)
         good = self._good.setdefault((collection, fingerprint), set())
         good.add(mine[CHECKSUM])
         if mine == theirs:
@@ -90,9 +91,20 @@ class GoldenRecords:
                 problem,
             )
             good.discard(theirs[CHECKSUM])
-            self._goldens.replace(fingerprint, mine)
+            self._replace(fingerprint, mine)
         else:
             good.add(theirs[CHECKSUM])
+
+    def _offer(self, fingerprint: str, mine: bytes) -> bytes:
+        # A full ledger is emptied by writing to the store, which must not wait for room there.
+        try:
+            return self._goldens.offer(fingerprint, mine)
+        except LedgerFull:
+            return mine
+
+    def _replace(self, fingerprint: str, mine: bytes) -> None:
+        with contextlib.suppress(LedgerFull):
+            self._goldens.replace(fingerprint, mine)
 
 
 def _problem(mine: bytes, theirs: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from registry.codecs import pack_json, unpack_part
 from registry.errors import UsageError
 from registry.plan import Plan, make_plan
-from store.base import CollectionInfo, SparseVector, Standing, Store, Vector
+from store.base import CollectionInfo, Sourced, SparseVector, Standing, Store, Vector
 from worker.merge import named_vectors
 from worker.numerics_record import recorded
 
@@ -85,6 +85,26 @@ def _get(store: Store, asked: dict[str, Any]) -> bytes:
     )
 
 
+def _scroll(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection, after, limit}` → `{points: [[id, source], …], next}`: a page of all points by id."""
+    limit = int(asked["limit"])
+    if limit > MOST_IDS:
+        raise UsageError(f"{limit} points in one page; at most {MOST_IDS}")
+    points, following = store.scroll(str(asked["collection"]), str(asked["after"]), limit)
+    return pack_json({"points": [[point.id, point.source] for point in points], "next": following})
+
+
+def _delete(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection, points: [[id, source], …], started}` → `{deleted}`: how many of them are gone.
+
+    Only what is still of its source and no newer than `started` goes.
+    """
+    points = [Sourced(str(identity), str(source)) for identity, source in asked["points"]]
+    if len(points) > MOST_IDS:
+        raise UsageError(f"{len(points)} points to delete in one request; at most {MOST_IDS}")
+    return pack_json({"deleted": store.delete(str(asked["collection"]), points, int(asked["started"]))})
+
+
 def write_vector(vector: Vector) -> Any:
     """A vector as JSON: a list, a list of rows, or `{indices, values}`."""
     if isinstance(vector, SparseVector):
@@ -112,4 +132,6 @@ OPERATIONS: dict[str, Callable[[Store, dict[str, Any]], bytes]] = {
     "compare": _compare,
     "search": _search,
     "get": _get,
+    "scroll": _scroll,
+    "delete": _delete,
 }

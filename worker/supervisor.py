@@ -73,7 +73,9 @@ class Supervisor:
             command = [*v5, "worker", model, "--name", name]
             if model in self.plan.models:
                 command += self.plan.worker_options(model)
-            device = devices[number % len(devices)]
+            # onnxruntime has no CUDA kernels for it.
+            on_cpu = self.plan.variants.get(model) == "int8"
+            device = "cpu" if on_cpu else devices[number % len(devices)]
             children.append(Child(name, command, self.layout.log(name), {"V5_DEVICE": device}))
         if flower:
             children.append(Child("flower", [*v5, "flower"], self.layout.log("flower")))

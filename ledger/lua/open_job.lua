@@ -1,4 +1,4 @@
--- ARGV: job, signature, collection, plan fingerprint, plan, sources, host, max_dead
+-- ARGV: job, signature, collection, plan fingerprint, plan, sources, host, max_dead, part
 -- Adopts the unfinished job of the same signature, else opens one if the collection is free for the plan.
 local job, signature, collection, fingerprint = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 -- The start orders writes to the collection, so it only moves forward, whatever the clock does.
@@ -30,7 +30,7 @@ redis.call('HSET', job_key(job), 'signature', signature, 'collection', collectio
   'fingerprint', fingerprint, 'plan', ARGV[5], 'sources', ARGV[6], 'host', ARGV[7],
   'started', started, 'created', now, 'next', 0, 'last', '',
   'staged', 0, 'done', 0, 'dead', 0, 'lost', 0, 'batches', 0, 'tokens_seen', 0, 'tokens_kept', 0,
-  'truncated', 0, 'max_dead', ARGV[8])
+  'truncated', 0, 'max_dead', ARGV[8], 'part', ARGV[9])
 redis.call('ZADD', P .. 'jobs', now, job)
 redis.call('HSET', P .. 'active:' .. collection, job, fingerprint)
 redis.call('SET', P .. 'adopt:' .. signature, job)

@@ -16,6 +16,9 @@ from producer.submission import LOOK, Progress
 from registry.console import as_json, data_dir, print_json
 from registry.settings import load_settings
 
+#: Characters of a dead letter's text that are shown to people; `--json` has all that was kept.
+SHOWN_TEXT = 100
+
 
 def _ledger() -> Ledger:
     ledger = Ledger(load_settings())
@@ -50,7 +53,7 @@ def jobs(as_json: bool) -> None:
     for job in found:
         table.add_row(
             job.id, job.collection, _state(job), str(job.done), str(job.staged), str(job.dead),
-            str(job.open_batches), " ".join(job.sources),
+            str(job.open_batches), " ".join(filter(None, (*job.sources, job.part))),
         )  # fmt: skip
     Console().print(table)
 
@@ -119,11 +122,13 @@ def cancel(job: str, as_json: bool) -> None:
 @as_json
 @data_dir
 def dead(job: str, as_json: bool) -> None:
-    """List the dead letters of JOB: which chunks are not in the collection, and why.
+    """List the dead letters of JOB: which chunks are not in the collection, why, and how their text begins.
 
     \b
-    Example:
+    Examples:
       v5 dead 261122-101500-1a2b3c
+      v5 dead 261122-101500-1a2b3c --json | jq -r .id
+      v5 retry 261122-101500-1a2b3c src/
     """
     ledger = _ledger()
     ledger.jobs.get(job)
@@ -132,3 +137,11 @@ def dead(job: str, as_json: bool) -> None:
             print_json(asdict(letter))
         else:
             click.echo(f"{letter.where or letter.id} ({letter.stage}): {letter.reason}")
+            if letter.text:
+                click.echo(f"    {_beginning(letter.text)}")
+
+
+def _beginning(text: str) -> str:
+    """How a text begins, on one line without control characters."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line[:SHOWN_TEXT])

@@ -12,6 +12,7 @@ import click
 from producer.corpus import Corpus, open_corpus, open_pipe
 from producer.draft import PIPE_LABEL
 from producer.readers.plain import CHUNK_CHARS
+from producer.shard import Shard
 from registry.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,6 +52,18 @@ def corpus_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def _shard(_context: click.Context, _option: click.Parameter, written: str | None) -> Shard | None:
+    return None if written is None else Shard.read(written)
+
+
+shard_option = click.option(
+    "--shard",
+    callback=_shard,
+    metavar="I/N",
+    help="Only this part of N, by the chunks' ids: several producers share a corpus, each a job of its own.",
+)
 
 
 def read_corpus(

@@ -9,8 +9,18 @@ import click
 
 from producer.cli.dry_run import dry_run as tell_forecast
 from producer.cli.meter import Meter
-from producer.cli.options import CORPUS_FIELDS, PIPE, collection, corpus_options, read_corpus
+from producer.cli.options import (
+    CORPUS_FIELDS,
+    PIPE,
+    collection,
+    corpus_options,
+    read_corpus,
+    shard_option,
+)
+from producer.cli.pruning import tell_pruning
 from producer.fleet import Fleet
+from producer.pruning import Pruning
+from producer.shard import Shard
 from producer.submission import Submission, Summary
 from registry.console import (
     as_json,
@@ -36,10 +46,18 @@ EXIT_DEAD = 3
 @collection
 @plan_options
 @index_option
+@shard_option
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Then remove the points of the submitted sources that are no longer in the corpus.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what it would take; no fleet is needed.")
 @as_json
 @data_dir
-def submit(collection: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+def submit(
+    collection: str, shard: Shard | None, prune: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Submit a corpus: source code, prose, JSON Lines, Parquet, or a folder of *_chunks.json files.
 
     What the collection already has is skipped. Without --primary, the running fleet's plan is used. Ctrl-C
@@ -47,6 +65,10 @@ def submit(collection: str, dry_run: bool, as_json: bool, **options: Any) -> Non
 
     `-` reads JSON Lines (also gzipped) from a pipe; chunks without an id are named by --name and their line,
     so a pipe of other content needs another name.
+
+    --prune goes by the file that each point was read from, and never touches points of other sources or newer
+    ones. Nothing is removed if a file or record could not be read, or the submission did not end. What the
+    options leave out now counts as removed. With --dry-run it says how many points that would be.
 
     \b
     Examples:
@@ -56,24 +78,38 @@ def submit(collection: str, dry_run: bool, as_json: bool, **options: Any) -> Non
       v5 submit corpus.parquet -c notes
       v5 submit - -c notes --name notes.jsonl < notes.jsonl
       v5 submit src/ -c code --primary qdrant-minilm-onnx --dry-run
+      v5 submit src/ -c code --prune
+      v5 submit src/ -c code --prune --dry-run
+      v5 submit dump.parquet -c notes --shard 1/4
       v5 submit src/ -c code --json | tail -1
     """
+    if prune and shard is not None:
+        raise click.UsageError(
+            "--prune needs the whole corpus: a shard does not know what the others have. Submit the shards, then "
+            "prune once without --shard"
+        )
     settings = load_settings()
     start_logging(settings)
     corpus_fields = {key: options.pop(key) for key in CORPUS_FIELDS}
     index = options.pop("index")
     plan = read_plan(settings, **options)
     corpus = read_corpus(settings, **corpus_fields)
+    if shard is not None:
+        corpus = corpus.narrowed(str(shard), shard.has)
+    if dry_run and prune:
+        tell_pruning(settings, corpus, collection, as_json=as_json)
+        return
     if dry_run:
         tell_forecast(settings, corpus, plan, index, as_json=as_json)
         return
     fleet = Fleet(settings)
+    pruning = Pruning(fleet, collection, corpus.sources) if prune else None
     plan = with_index(plan or _fleet_plan(fleet), index)
     warn_of(plan)
     meter = Meter(as_json=as_json)
     for what in fleet.unserved(plan).values():
         click.echo(f"warning: {what}; its steps wait until then", err=True)
-    submission = Submission(fleet, corpus, collection, plan, meter.show)
+    submission = Submission(fleet, corpus, collection, plan, meter.show, pruning=pruning)
     try:
         with meter:
             summary = submission.run()
@@ -81,14 +117,16 @@ def submit(collection: str, dry_run: bool, as_json: bool, **options: Any) -> Non
         job = submission.progress.job
         again = "with the same pipe " if PIPE in corpus_fields["paths"] else ""
         click.echo(
-            f"interrupted; nothing is lost: what is staged of job {job or '(none yet)'} goes on, and the "
+            f"interrupted; {'nothing was pruned, and ' if prune else ''}nothing is lost: what is staged of job {job or '(none yet)'} goes on, and the "
             f"same command again {again}does the rest",
             err=True,
         )
         sys.exit(130)
     finally:
         fleet.close()
-    _tell(summary, settings, as_json=as_json)
+        if pruning is not None:
+            pruning.close()
+    tell(summary, settings, as_json=as_json)
     if summary.state not in ("done", "sealed"):
         sys.exit(1)
     sys.exit(EXIT_DEAD if summary.dead else 0)
@@ -101,7 +139,8 @@ def _fleet_plan(fleet: Fleet) -> Plan:
     return plan
 
 
-def _tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
+def tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
+    """Say what a submission came to."""
     if as_json:
         print_json({"event": "end", **summary.as_json()})
         return
@@ -116,6 +155,10 @@ def _tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
         click.echo(f"{summary.truncated} vectors are of texts over a limit, and lack what is past it")
     if summary.dead:
         click.echo(f"why: v5 dead {summary.job}")
+    if summary.pruned is not None:
+        click.echo(f"pruned: {summary.pruned} points of these sources that the corpus has no more")
+    if summary.prune_note:
+        click.echo(summary.prune_note)
     if summary.state == "paused":
         click.echo(
             f"the job paused: {summary.dead} dead letters are over the limit of {settings.max_dead} "

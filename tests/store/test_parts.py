@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from store.edge import EdgeStore
 from store.factory import open_store
 from store.fusion import best, depth
 from store.layout import PAYLOAD_INDEXES, layout
-from store.points import CONTENT_HASH, STARTED, build_point
+from store.points import CONTENT_HASH, STARTED, build_point, source_of
 from store.server import ServerStore
 
 
@@ -137,3 +138,11 @@ def test_the_settings_name_the_store(tmp_path):
     served = open_store(load_settings(data_dir=tmp_path, qdrant_url="http://q:6333"))
     assert isinstance(served, ServerStore)
     served.close()
+
+
+def test_a_point_says_which_file_it_came_from():
+    chunk = Chunk(chunk_id("a"), "text", {"path": "a.py"}, "src/a.py")
+    assert source_of(build_point(chunk, {}, "job", 1).payload) == "src/a.py"
+    assert source_of(build_point(replace(chunk, source=""), {}, "job", 1).payload) == ""
+    assert source_of({"v5": "not ours"}) == ""
+    assert replace(chunk, source="src/b.py").payload_hash != chunk.payload_hash

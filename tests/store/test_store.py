@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from registry.chunks import chunk_id
 from registry.errors import SpaceMismatch, StoreRefused, UsageError
 from registry.plan import Ensemble, Plan
-from store.base import Point, SparseVector, Store
+from store.base import Point, Sourced, SparseVector, Store
 
 DENSE = "all-miniLM-l6"
 BGE = ("bge-m3", "bge-m3-sparse", "bge-m3-colbert")
@@ -394,3 +395,58 @@ def test_threads_write_and_search_at_once(store, narrow, make_point):
         thread.join(60)
     assert failures == []
     assert store.describe("c").points == 240
+
+
+# --- pages and deletion
+
+
+def of_file(point: Point, source: str) -> Point:
+    return replace(point, payload={**point.payload, "v5": {**point.payload["v5"], "source": source}})
+
+
+def test_pages_hold_every_point_once(store, narrow, make_point):
+    store.open("c", narrow)
+    points = [of_file(make_point(narrow, n), f"src/{n % 3}.py" if n % 4 else "") for n in range(23)]
+    store.upsert("c", points, 1000)
+    seen, after = [], ""
+    for pages in range(1, 30):
+        page, after = store.scroll("c", after, 5)
+        assert len(page) <= 5
+        seen += page
+        if not after:
+            break
+    assert pages == 5
+    assert sorted((s.id, s.source) for s in seen) == sorted(
+        (p.id, p.payload["v5"]["source"]) for p in points
+    )
+    with pytest.raises(UsageError, match="at least one"):
+        store.scroll("c", "", 0)
+
+
+def test_an_empty_collection_has_one_empty_page(store, narrow):
+    store.open("c", narrow)
+    assert store.scroll("c", "", 5) == ([], "")
+
+
+def test_deleting_spares_newer_points_and_those_of_another_source(store, wide, make_point):
+    store.open("c", wide)
+    old, newer, moved, other = (make_point(wide, n) for n in range(4))
+    store.upsert("c", [of_file(old, "a"), of_file(moved, "b"), of_file(other, "a")], 1000)
+    store.upsert("c", [of_file(make_point(wide, 1, started=3000), "a")], 3000)
+    asked = [Sourced(point.id, "a") for point in (old, newer, moved)]
+    absent = Sourced(make_point(wide, 9).id, "a")
+    assert store.delete("c", [*asked, absent], 2000) == 1
+    left = {point.id for point in store.get("c", [p.id for p in (old, newer, moved, other)], False)}
+    assert left == {newer.id, moved.id, other.id}
+    assert store.delete("c", asked, 2000) == 0
+    assert store.describe("c").points == 3
+
+
+def test_what_has_no_source_is_never_deleted(store, narrow, make_point):
+    store.open("c", narrow)
+    point = make_point(narrow, 1)
+    store.upsert("c", [point], 1000)
+    with pytest.raises(UsageError, match="has no source"):
+        store.delete("c", [Sourced(point.id, "")], 2000)
+    assert store.delete("c", [Sourced(point.id, "a")], 2000) == 0
+    assert store.describe("c").points == 1

@@ -110,6 +110,20 @@ def test_the_collection_wins_over_goldens_that_contradict_it(
     assert "other golden dense vectors" in fresh.refuses("c", plan, MODEL, part(None))
 
 
+def test_a_full_ledger_does_not_keep_the_aggregator_from_writing(
+    store: Store, ledger: Ledger, records: GoldenRecords, plan: Plan, space: str
+) -> None:
+    mine = pack_golden(golden())
+    ledger.goldens.offer(space, mine)
+    records.settle("c", plan)
+    ledger.redis.flushall()
+    ledger.redis.config_set("maxmemory", 100)
+    fresh = GoldenRecords(store, ledger.goldens)
+    fresh.settle("c", plan)
+    assert fresh.refuses("c", plan, MODEL, part(mine)) == ""
+    assert fresh.refuses("c", plan, MODEL, part(far_from(golden()))) != ""
+
+
 def test_goldens_that_agree_may_stand_beside_each_other(
     store: Store, ledger: Ledger, plan: Plan, space: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""MiniLM's graph in other number formats, with the real weights: int8, float16, and outputs bound to a device."""
+"""MiniLM's graph in other number formats, with the real weights; outputs that stay on the device."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from registry.errors import UsageError, WeightsError
 from registry.models import model
+from registry.plan import make_plan
 from registry.settings import Settings, load_settings
 from worker import onnx_variants
 from worker.encoders import onnx as onnx_module
@@ -24,6 +25,7 @@ from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.encoders.onnx import OnnxEncoder
 from worker.onnx_variants import formed
+from worker.supervisor import Supervisor
 from worker.weights import locate
 
 pytestmark = pytest.mark.weights
@@ -130,6 +132,18 @@ def test_a_dtype_that_is_of_no_use_is_refused(real_settings: Settings, minilm_sn
     )
     # A CPU has no TF32, whatever is allowed.
     assert (full.numerics.dtype, full.numerics.tf32) == ("float32", False)
+
+
+def test_a_local_fleet_starts_what_the_plan_says_and_int8_beside_the_gpu(data_dir: Path) -> None:
+    plan = make_plan(
+        primary="all-miniLM-l6", companions=(NAME,), variants={NAME: "int8"}, truncate="split-and-pool"
+    )
+    supervisor = Supervisor(load_settings(data_dir=data_dir, device="cuda:0"), plan)
+    _, plain, quantized = supervisor.children
+    assert plain.command[-2:] == ["--truncate", "split-and-pool"]
+    assert quantized.command[-4:] == ["--variant", "int8", "--truncate", "split-and-pool"]
+    assert "--variant" not in plain.command
+    assert [plain.environment["V5_DEVICE"], quantized.environment["V5_DEVICE"]] == ["cuda:0", "cpu"]
 
 
 class _Cuda:

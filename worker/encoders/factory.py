@@ -81,7 +81,7 @@ def warm_up(encoder: Encoder, kinds: Sequence[OutputKind]) -> float:
     longest = min(WARM_UP_TOKENS[kind_of_device], encoder.space(kinds[0]).max_tokens)
     texts = ["def add(a, b): return a + b", "the cat sat on the mat"]
     # The prompt and the special tokens must fit, too: where long texts are refused, this one must not be.
-    texts.append("word " * max(1, longest - 32))
+    texts.append("the " * max(1, longest - 32))
     part = encode(encoder, texts, "document", kinds, device_lock=threading.Lock())
     if part.rejected:
         raise WeightsError(f"{encoder.model} fails its warm-up: {next(iter(part.rejected.values()))}")

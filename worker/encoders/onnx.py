@@ -131,15 +131,16 @@ def _start(spec: ModelSpec, weights: Weights, settings: Settings) -> tuple[Any, 
         graph, dtype = _graph(spec, weights, settings, device)
         return _open(graph, device, settings), device, dtype
 
-    if spec.variant == "int8" and settings.device.startswith("cuda"):
-        raise UsageError(
-            f"{spec.name} as int8 is for CPUs: onnxruntime has no CUDA kernels for it; set V5_DEVICE=cpu, or "
-            "leave the variant out"
-        )
+    if spec.variant == "int8":
+        if settings.device not in ("", "cpu"):
+            raise UsageError(
+                f"V5_DEVICE={settings.device}: {spec.name} as int8 is for CPUs, as onnxruntime has no CUDA "
+                "kernels for it; say cpu, or leave the variant out"
+            )
+        return opened(Device("cpu"))
     built_with_cuda = _CUDA in onnxruntime.get_available_providers()
-    if spec.variant == "int8" or not built_with_cuda or settings.device == "cpu":
-        why = "int8 is for CPUs" if spec.variant == "int8" else "this onnxruntime is built without CUDA"
-        return opened(choose_device(settings, 0, why))
+    if not built_with_cuda or settings.device == "cpu":
+        return opened(choose_device(settings, 0, "this onnxruntime is built without CUDA"))
     # The CUDA libraries come from torch's wheels; without this call they are not found.
     onnxruntime.preload_dlls()
     # How many devices there are shows only when a session is opened on one.

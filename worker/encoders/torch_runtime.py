@@ -110,8 +110,8 @@ def _dtype(spec: ModelSpec, device: Device, asked: str) -> torch.dtype:
     if asked:
         raise FleetError(f"V5_DTYPE=bfloat16: {device.name} has no bfloat16; leave it out or say float16")
     logger.warning(
-        "%s: %s has no bfloat16; computing in float32. V5_DTYPE=float16 is faster, and the worker starts with "
-        "it if its vectors hold: they are checked before it serves",
+        "%s: %s has no bfloat16; computing in float32. V5_DTYPE=float16 is faster, and the worker starts "
+        "with it if its vectors hold: they are checked before it serves",
         spec.name,
         device.name,
     )
