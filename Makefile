@@ -10,10 +10,11 @@ MODEL_TESTS := $(wildcard tests/worker/test_bge_m3*.py tests/worker/test_jina_*.
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test test-models lint unit bench clean
+.PHONY: help quickstart test test-slow test-models lint unit bench clean
 help:
 	@echo "make quickstart   see it work (ARGS=--keep leaves the fleet up)"
 	@echo "make test         lint, types, the house's rules, all tests"
+	@echo "make test-slow    the slow tests that make test leaves out"
 	@echo "make test-models  the models against reference numbers, every figure shown"
 	@echo "make bench        the benchmarks (on an idle machine)"
 	@echo "make clean        remove .venv and caches"
@@ -46,7 +47,10 @@ unit: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet
 
 test-models: $(VENV)/.tests
-	$(BIN)/python -m pytest --quiet -rP $(MODEL_TESTS)
+	$(BIN)/python -m pytest --quiet -rP -m '' $(MODEL_TESTS)
+
+test-slow: $(VENV)/.tests
+	$(BIN)/python -m pytest --quiet -m slow
 
 bench: $(VENV)/.tests
 	$(BIN)/python -m benchmarks.encoders --json benchmarks/results/encoders.json

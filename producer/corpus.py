@@ -51,7 +51,7 @@ class Corpus:
     _keep: Callable[[Chunk | Problem], bool] | None = None
 
     def narrowed(self, part: str, keep: Callable[[Chunk | Problem], bool]) -> Corpus:
-        """The part of this corpus, or of this part of one, that `keep` says yes to; all of it is still read."""
+        """The part of this corpus that `keep` says yes to; all of it is still read."""
         had = self._keep
         both = keep if had is None else lambda item: had(item) and keep(item)
         return replace(self, part=f"{self.part} {part}".lstrip(), _keep=both)

@@ -203,12 +203,12 @@ class Fleet:
         return found
 
     def scroll(self, name: str, after: str, limit: int) -> tuple[list[tuple[str, str]], str]:
-        """A page of the collection's points as `(id, source)`, and what to pass as `after` next; empty: end."""
+        """A page of all points as `(id, source)`, and what to pass as `after` next; empty: begin, or end."""
         answer = self._store("scroll", {"collection": name, "after": after, "limit": limit})
         return [(identity, source) for identity, source in answer["points"]], str(answer["next"])
 
     def delete(self, name: str, points: Sequence[tuple[str, str]], started: int) -> int:
-        """Remove points `(id, source)` that are still of that source and no newer; says how many are gone."""
+        """Remove points `(id, source)` still of one of the sources and no newer; says how many are gone."""
         rows = [list(point) for point in points]
         answer = self._store("delete", {"collection": name, "points": rows, "started": started})
         return int(answer["deleted"])

@@ -58,7 +58,7 @@ class Pruning:
     def hindrance(self) -> str:
         """Why nothing may be removed after this pass; empty if it may."""
         if not self._read:
-            return "not a single chunk was read; if the sources are meant to be empty, remove their points by hand"
+            return "not a single chunk was read; is a disk not mounted, or a pattern too narrow?"
         if self._rejected:
             return (
                 f"{self._rejected} files or records could not be read, so what they hold is not known; mend "

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from ledger.jobs import DeadLetter
 from producer.problem import Problem
-from producer.submission import letter_id
 from registry.chunks import Chunk
 
 #: What `producer.draft.place` puts behind a file's name.
@@ -37,7 +36,8 @@ class Retry:
     def has(self, item: Chunk | Problem) -> bool:
         """Whether an item of the corpus is to be tried again."""
         if isinstance(item, Problem):
-            return letter_id(item) in self._places
+            # Not by its letter: lines move when a file is mended.
+            return bool(self._wanted_places & _within(_ORDINAL.sub("", item.where)))
         places = self._wanted_places.intersection(_within(item.source))
         self._met_places |= places
         if item.id in self._chunks:

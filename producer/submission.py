@@ -361,10 +361,6 @@ class Submission:
                 wait = min(wait * 2, 5.0)
 
 
-def letter_id(problem: Problem) -> str:
-    """The id of a problem's dead letter: its place's, for a repeated id belongs to the chunk that had it first."""
-    return chunk_id(f"problem\x00{problem.where}")
-
-
 def _letter(problem: Problem) -> DeadLetter:
-    return DeadLetter(letter_id(problem), problem.reason, "read", problem.where)
+    # Named by its place: a repeated id belongs to the good chunk that had it first.
+    return DeadLetter(chunk_id(f"problem\x00{problem.where}"), problem.reason, "read", problem.where)

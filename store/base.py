@@ -157,8 +157,8 @@ class Store(Protocol):
         ...
 
     def delete(self, collection: str, points: Sequence[Sourced], started: int) -> int:
-        """Remove the points that are no newer than `started` and still of the source given; says how many
-        stood before and do not any more."""
+        """Remove the points that are no newer than `started` and still of one of the sources given; says how
+        many stood before and do not any more."""
         ...
 
     def maintain(self, collection: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +33,10 @@ class CheckedStore(ABC):
     @abstractmethod
     def collections(self) -> list[str]:
         """See Store.collections."""
+
+    @abstractmethod
+    def _forget(self, name: str) -> None:
+        """Have `_find` look anew at a collection, where other processes may have changed it."""
 
     @abstractmethod
     def _require_room(self) -> None:
@@ -68,6 +72,8 @@ class CheckedStore(ABC):
     def standing(self, collection: str, ids: Sequence[str]) -> dict[str, Standing]:
         """See Store.standing."""
         wanted = _canonical(ids)
+        # A vector that another process added must not be taken for missing.
+        self._forget(collection)
         found = self._collection(collection)
         with found.reading():
             payloads = {r.id: r.payload for r in found.retrieve(wanted, STANDING_KEYS, False)}
@@ -97,7 +103,7 @@ class CheckedStore(ABC):
 
     def query(self, collection: str, queries: dict[str, Vector], limit: int, prefetch: int = 0) -> list[Hit]:
         """See Store.query. Raises UsageError if a query vector does not fit the collection."""
-        found = self._collection(collection)
+        found = self._with(collection, queries.keys())
         if limit < 1 or prefetch < 0:
             raise UsageError(f"a query for {limit} results from {prefetch} candidates; ask for at least one")
         if not queries:
@@ -131,28 +137,42 @@ class CheckedStore(ABC):
 
     def delete(self, collection: str, points: Sequence[Sourced], started: int) -> int:
         """See Store.delete."""
-        by_source: dict[str, list[str]] = {}
         for point in points:
             if not point.source:
                 raise UsageError(f"point {point.id} has no source; only points of a source can be removed")
-            by_source.setdefault(point.source, []).append(point.id)
+        if not points:
+            return 0
         found = self._collection(collection)
         ids = _canonical([point.id for point in points])
         before = len(found.retrieve(ids, (SOURCE,), False))
         with found.writing() as writer:
-            for source, some in by_source.items():
-                writer.delete(_canonical(some), source, started)
+            writer.delete(ids, sorted({point.source for point in points}), started)
         return before - len(found.retrieve(ids, (SOURCE,), False))
 
     def _fitting(self, name: str, points: Sequence[Point]) -> EngineCollection:
-        """The collection, if every vector fits it. Raises StoreRefused naming the point."""
-        found = self._collection(name)
+        """The collection, if every vector fits it. Raises StoreRefused naming the point, and UsageError for a
+        vector that the collection does not have: it must be opened for another plan, whatever the point."""
+        wanted = {vector_name for point in points for vector_name in point.vectors}
+        found = self._with(name, wanted)
+        if absent := sorted(wanted - found.binding.vectors.keys()):
+            raise UsageError(
+                f"there is no vector {absent[0]!r} in collection {name!r}; it has "
+                f"{', '.join(sorted(found.binding.vectors))}"
+            )
         for point in points:
             for vector_name, vector in point.vectors.items():
                 if problem := fault(vector_name, vector, found.binding.vectors):
                     raise StoreRefused(f"point {point.id} for collection {name!r}: {problem}")
         self._require_room()
         return found
+
+    def _with(self, name: str, vectors: Set[str]) -> EngineCollection:
+        """The collection, looked at anew if it lacked one of these vectors when last looked at."""
+        found = self._collection(name)
+        if vectors <= found.binding.vectors.keys():
+            return found
+        self._forget(name)
+        return self._collection(name)
 
     def _collection(self, name: str) -> EngineCollection:
         found = self._find(_checked(name))

@@ -65,6 +65,9 @@ class EdgeStore(CheckedStore):
                 self._open.clear()
                 self._home.release()
 
+    def _forget(self, name: str) -> None:
+        """Nobody else changes what stands in this process' directory."""
+
     def _require_room(self) -> None:
         self._home.require_room()
 

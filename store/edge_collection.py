@@ -288,9 +288,9 @@ class EdgeWriter:
         """See Writer.update_payload."""
         self._write(points, lambda some: payload_operations(some, started))
 
-    def delete(self, ids: Sequence[str], source: str, started: int) -> None:
+    def delete(self, ids: Sequence[str], sources: Sequence[str], started: int) -> None:
         """See Writer.delete."""
-        self.ticket = self.shard.write([delete_operation(ids, source, started)], 0)
+        self.ticket = self.shard.write([delete_operation(ids, sources, started)], 0)
 
     def _write(
         self,

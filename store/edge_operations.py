@@ -11,7 +11,7 @@ import qdrant_edge as edge
 from registry.errors import StoreRefused
 from store.base import Point, Vector
 from store.binding import Binding
-from store.edge_words import not_newer, of_source, same_text, to_edge
+from store.edge_words import not_newer, of_sources, same_text, to_edge
 from store.fusion import RRF_K, depth
 from store.layout import OVERSAMPLING, quantized
 from store.points import content_hash_of
@@ -62,9 +62,9 @@ def payload_operations(points: Sequence[Point], started: int) -> Iterator[edge.U
         yield _row(point, partial(_overwrite, allowed))
 
 
-def delete_operation(ids: Sequence[str], source: str, started: int) -> edge.UpdateOperation:
-    """Remove those of the points that stand with that source and are not newer."""
-    return edge.UpdateOperation.delete_points_by_filter(of_source(ids, source, started))
+def delete_operation(ids: Sequence[str], sources: Sequence[str], started: int) -> edge.UpdateOperation:
+    """Remove those of the points that stand with one of the sources and are not newer."""
+    return edge.UpdateOperation.delete_points_by_filter(of_sources(ids, sources, started))
 
 
 def query_request(

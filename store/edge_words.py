@@ -73,9 +73,9 @@ def same_text(point: str, content_hash: str, started: int) -> edge.Filter:
     return edge.Filter(must=[edge.HasIdCondition({UUID(point)}), text, not_newer(started)])
 
 
-def of_source(points: Sequence[str], source: str, started: int) -> edge.Filter:
-    """Those of the points that are of that source and that a job of this start may write over."""
-    same = edge.FieldCondition(SOURCE, match=edge.MatchValue(source))
+def of_sources(points: Sequence[str], sources: Sequence[str], started: int) -> edge.Filter:
+    """Those of the points that are of one of the sources and that a job of this start may write over."""
+    same = edge.FieldCondition(SOURCE, match=edge.MatchAny([*sources]))
     ids: set[int | UUID | str] = {UUID(point) for point in points}
     return edge.Filter(must=[edge.HasIdCondition(ids), same, not_newer(started)])
 

@@ -39,8 +39,8 @@ class Writer(Protocol):
         """Replace the payloads of points that stand with the same text."""
         ...
 
-    def delete(self, ids: Sequence[str], source: str, started: int) -> None:
-        """Remove those of the points that stand with that source."""
+    def delete(self, ids: Sequence[str], sources: Sequence[str], started: int) -> None:
+        """Remove those of the points that stand with one of the sources."""
         ...
 
 
@@ -81,7 +81,7 @@ class EngineCollection(Protocol):
         ...
 
     def page(self, after: str, limit: int, keys: Sequence[str]) -> tuple[list[Record], str]:
-        """A page of all points by id with these payload paths, and where the next begins; see Store.scroll."""
+        """All points by id, page by page, with these payload paths; see Store.scroll."""
         ...
 
     def nearest(self, queries: dict[str, Vector], limit: int, prefetch: int) -> Iterable[tuple[str, float]]:

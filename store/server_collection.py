@@ -26,7 +26,7 @@ from store.server_words import (
     dense_params,
     from_model,
     names,
-    of_source,
+    of_sources,
     sparse_params,
     to_model,
     tuning,
@@ -267,9 +267,9 @@ class ServerCollection:
             "writing to",
         )
 
-    def delete(self, ids: Sequence[str], source: str, started: int) -> None:
+    def delete(self, ids: Sequence[str], sources: Sequence[str], started: int) -> None:
         """See Writer.delete."""
-        selected = models.FilterSelector(filter=of_source(ids, source, started))
+        selected = models.FilterSelector(filter=of_sources(ids, sources, started))
         self._call(
             "deleting from",
             lambda: self._client.delete(self.name, selected, wait=True, ordering=ORDERING),

@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 class CollectionMissing(StoreUnavailable):
-    """The collection is not on the server."""
+    """The collection, or a vector of it, is not on the server."""
 
 
 class CollectionExists(StoreUnavailable):

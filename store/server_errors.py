@@ -12,7 +12,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 #: `again`: nothing is said against the request, which may pass later. `unfit`: not until somebody mends the
-#: server or the settings. `refused`: never. `missing`, `exists`: the collection. `too large`: the request.
+#: server or the settings. `refused`: never. `missing`, `exists`: the collection, or a vector of it. `too
+#: large`: the request.
 Meaning = Literal["again", "unfit", "refused", "missing", "exists", "too large"]
 
 _BY_CODE: dict[grpc.StatusCode, Meaning] = {
@@ -37,6 +38,8 @@ _BY_STATUS: dict[int, Meaning] = {
 }
 #: Words about a request over a limit: of gRPC itself (either side's), and of a Qdrant server by REST.
 _TOO_LARGE = ("larger than max", "message length too large", "larger than allowed")
+#: Words about a vector that the collection does not have: another one was made under its name.
+_NO_VECTOR = "Not existing vector name"
 #: Longest part of a server's answer that is repeated. Characters.
 _SAID = 500
 
@@ -69,9 +72,7 @@ def verdict(error: Exception) -> Verdict | None:
 
 def _of_grpc(call: grpc.Call) -> Verdict:
     code, said = call.code(), _short(call.details() or "")
-    if any(words in said for words in _TOO_LARGE):
-        return Verdict("too large", said)
-    return Verdict(_BY_CODE.get(code, "again"), f"{said} ({code.name})")
+    return Verdict(_by_words(said) or _BY_CODE.get(code, "again"), f"{said} ({code.name})")
 
 
 def _of_rest(error: UnexpectedResponse) -> Verdict:
@@ -80,10 +81,15 @@ def _of_rest(error: UnexpectedResponse) -> Verdict:
     # A proxy in front answers in its own words.
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)["status"]["error"]
-    meaning = _BY_STATUS.get(status, "again")
-    if any(words in text for words in _TOO_LARGE):
-        meaning = "too large"
-    return Verdict(meaning, f"{_short(str(text))} (HTTP {status})")
+    said = _short(str(text))
+    return Verdict(_by_words(said) or _BY_STATUS.get(status, "again"), f"{said} (HTTP {status})")
+
+
+def _by_words(said: str) -> Meaning | None:
+    """What only the words tell, where the code is that of a bad request."""
+    if any(words in said for words in _TOO_LARGE):
+        return "too large"
+    return "missing" if _NO_VECTOR in said else None
 
 
 def _short(said: str) -> str:

@@ -15,7 +15,7 @@ from qdrant_client.conversions.conversion import RestToGrpc
 from registry.errors import StoreRefused, StoreUnavailable
 from store.base import Point, SparseVector, Vector
 from store.points import content_hash_of
-from store.server_words import not_newer, same_text, to_model
+from store.server_words import not_newer, same_text, same_texts, to_model
 
 #: Replicas apply writes in one order, so that a condition is judged on what was written last. On one node it
 #: costs nothing.
@@ -31,11 +31,13 @@ _TAG = b"\x0a"
 
 @dataclass(frozen=True)
 class Row:
-    """One point, ready to be sent, and its size in bytes (for REST an upper bound)."""
+    """One point, ready to be sent, and its size in bytes with its condition (for REST an upper bound)."""
 
     id: str
     body: Any
     nbytes: int
+    #: The text that must stand where only vectors are written.
+    content_hash: str = ""
 
 
 class Wire(Protocol):
@@ -54,7 +56,7 @@ class Wire(Protocol):
         ...
 
     def update_vectors(self, collection: str, rows: Sequence[Row], started: int) -> None:
-        """Write vectors of standing points that are not newer."""
+        """Write vectors of standing points of the same text that are not newer."""
         ...
 
 
@@ -83,7 +85,7 @@ class GrpcWire:
         """See Wire.vectors."""
         for point in points:
             body = grpc.PointVectors(id=grpc.PointId(uuid=point.id), vectors=_vectors(point.vectors))
-            yield Row(point.id, body, body.ByteSize())
+            yield Row(point.id, body, body.ByteSize() + _AROUND, content_hash_of(point))
 
     def upsert(self, collection: str, rows: Sequence[Row], started: int) -> None:
         """See Wire.upsert."""
@@ -103,7 +105,7 @@ class GrpcWire:
             wait=True,
             points=[row.body for row in rows],
             ordering=self._ordering,
-            update_filter=RestToGrpc.convert_filter(not_newer(started)),
+            update_filter=RestToGrpc.convert_filter(_same_texts(rows, started)),
         )
         _require_done(self._client.grpc_points.UpdateVectors(request, timeout=self._seconds).result.status)
 
@@ -127,7 +129,8 @@ class RestWire:
         for point in points:
             vectors = {name: to_model(vector) for name, vector in point.vectors.items()}
             body = models.PointVectors(id=point.id, vector=vectors)
-            yield Row(point.id, body, _vectors_size(point.vectors) + _AROUND)
+            size = _vectors_size(point.vectors) + 2 * _AROUND
+            yield Row(point.id, body, size, content_hash_of(point))
 
     def upsert(self, collection: str, rows: Sequence[Row], started: int) -> None:
         """See Wire.upsert."""
@@ -147,9 +150,13 @@ class RestWire:
             [row.body for row in rows],
             wait=True,
             ordering=ORDERING,
-            update_filter=not_newer(started),
+            update_filter=_same_texts(rows, started),
         )
         _require_done(done.status)
+
+
+def _same_texts(rows: Sequence[Row], started: int) -> models.Filter:
+    return same_texts({row.id: row.content_hash for row in rows}, started)
 
 
 def payload_rows(points: Iterable[Point], started: int) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,9 +107,15 @@ def same_text(point: str, content_hash: str, started: int) -> models.Filter:
     return models.Filter(must=[this, text], must_not=not_newer(started).must_not)
 
 
-def of_source(points: Sequence[str], source: str, started: int) -> models.Filter:
-    """Those of the points that are of that source and that a job of this start may write over."""
-    same = models.FieldCondition(key=SOURCE, match=models.MatchValue(value=source))
+def same_texts(texts: Mapping[str, str], started: int) -> models.Filter:
+    """Those of the points, each with its content hash, whose text is that, as `same_text`."""
+    each = [same_text(point, content_hash, started) for point, content_hash in texts.items()]
+    return models.Filter(should=[*each])
+
+
+def of_sources(points: Sequence[str], sources: Sequence[str], started: int) -> models.Filter:
+    """Those of the points that are of one of the sources and that a job of this start may write over."""
+    same = models.FieldCondition(key=SOURCE, match=models.MatchAny(any=[*sources]))
     these = models.HasIdCondition(has_id=[*points])
     return models.Filter(must=[these, same], must_not=not_newer(started).must_not)
 

@@ -14,7 +14,7 @@ from typing import Any
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
 from ledger.steps import Refused, Taken
-from registry.errors import BlobLost, CodecError, InfrastructureError, SpaceMismatch, UsageError
+from registry.errors import BlobLost, CodecError, InfrastructureError, SpaceMismatch, StoreRefused, UsageError
 from registry.messages import Ring
 from worker.encoders.encode import Stopped
 
@@ -77,7 +77,7 @@ class Edge:
             return self._count("given back")
         except BlobLost as error:
             return self._count(self._drop(batch, error))
-        except (SpaceMismatch, UsageError) as error:
+        except (SpaceMismatch, StoreRefused, UsageError) as error:
             # Between the job and its collection, or what this worker serves: nothing is held against a chunk.
             log.error("%s", error)
             self._defer(taken, MOST_BACKOFF)

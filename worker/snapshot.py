@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +16,14 @@ from typing import Any
 
 from registry.errors import WeightsError
 from registry.models import MODELS, SAFETENSORS, ModelSpec
+from worker.tensors import SAFETENSORS_INDEX, check_index, header, shards
 
-#: Lists the shards of weights that are cut into several files.
-SAFETENSORS_INDEX = f"{SAFETENSORS}.index.json"
-#: A safetensors header that claims more is refused unread, as the library itself refuses it. Bytes.
-MAX_HEADER_BYTES = 100_000_000
 #: Names of the registry's poolings in `1_Pooling/config.json`.
 _POOLINGS = {"mean": "mean", "cls": "cls", "last-token": "lasttoken"}
 #: Which of the sizes in config.json decide what an output is; the others may differ in made-up weights.
 _SHOWING = ("hidden_size", "head_dim")
+#: Keys of config.json that make a library read other weights than those checked here, or read them otherwise.
+_ELSEWHERE = ("transformers_weights", "quantization_config")
 
 
 def missing(spec: ModelSpec, path: Path) -> str:
@@ -46,11 +44,11 @@ def missing(spec: ModelSpec, path: Path) -> str:
         if name == SAFETENSORS and (path / SAFETENSORS_INDEX).is_file():
             try:
                 listed = shards(spec, path)
-            except WeightsError:
-                return f"a readable {SAFETENSORS_INDEX}"
+            except WeightsError as error:
+                return f"one readable set of weights ({error})"
             for shard in listed:
-                if not (path / shard).is_file():
-                    return f"{shard}, which {SAFETENSORS_INDEX} lists"
+                if not shard.is_file():
+                    return f"{shard.name}, which {SAFETENSORS_INDEX} lists"
         elif not (path / name).is_file():
             return f"model.onnx or {name}" if file.name == "model.onnx" else name
     return ""
@@ -67,8 +65,7 @@ def check_snapshot(spec: ModelSpec, path: Path, *, made_up: bool) -> str:
     _check_pooling(spec, path)
     for file in _weight_files(spec, path):
         _check_whole(spec, file)
-    if (path / SAFETENSORS_INDEX).is_file():
-        _check_index(spec, path)
+    check_index(spec, path)
     return "" if made_up else _check_digests(spec, path)
 
 
@@ -114,6 +111,7 @@ def check_config(spec: ModelSpec, config_file: Path, *, made_up: bool = False) -
         # A class of upstream's own contradicts nothing; one of another model's does.
         if _family(str(name)) in families:
             wrong.append(f"its architecture is {name}, not {known.type}")
+    wrong += [f"it has {key}, which no model of the registry has" for key in _ELSEWHERE if sizes.get(key)]
     longest = sizes.get("max_position_embeddings", spec.max_tokens)
     if not made_up and longest < spec.max_tokens:
         wrong.append(f"max_position_embeddings is {longest}, under the registry's {spec.max_tokens} tokens")
@@ -122,22 +120,6 @@ def check_config(spec: ModelSpec, config_file: Path, *, made_up: bool = False) -
             f"{config_file} is not the {spec.name} that the registry describes: {'; '.join(wrong)}; take the "
             f"snapshot {spec.hub_id}@{spec.revision}"
         )
-
-
-def shards(spec: ModelSpec, path: Path) -> list[str]:
-    """Names of the safetensors files that hold the weights: one, or as many as their index lists.
-
-    Raises WeightsError for an index that lists no files of this directory.
-    """
-    if not (path / SAFETENSORS_INDEX).is_file():
-        return [SAFETENSORS]
-    listed = _json(spec, path / SAFETENSORS_INDEX).get("weight_map")
-    names = list(listed.values()) if isinstance(listed, dict) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise WeightsError(
-            f"{spec.name}: {path / SAFETENSORS_INDEX} lists no shards of this directory; download it again"
-        )
-    return sorted(set(names))
 
 
 def sha256_of(path: Path) -> str:
@@ -199,58 +181,20 @@ def _check_pooling(spec: ModelSpec, path: Path) -> None:
 def _weight_files(spec: ModelSpec, path: Path) -> Iterator[Path]:
     for file in spec.files:
         if file.name == SAFETENSORS and (path / SAFETENSORS_INDEX).is_file():
-            yield from (path / shard for shard in shards(spec, path))
+            yield from shards(spec, path)
         elif (path / file.name).is_file():
             yield path / file.name
         elif (path / SAFETENSORS).is_file():
             yield path / SAFETENSORS
 
 
-def _check_index(spec: ModelSpec, path: Path) -> None:
-    """Raise WeightsError if a shard lacks a tensor that the index says is in it."""
-    listed: dict[str, str] = _json(spec, path / SAFETENSORS_INDEX)["weight_map"]
-    for shard in shards(spec, path):
-        there = safetensors_header(spec, path / shard).keys()
-        lacking = sorted(name for name, where in listed.items() if where == shard and name not in there)
-        if lacking:
-            raise WeightsError(
-                f"{spec.name}: {path / shard} lacks {len(lacking)} tensors that {SAFETENSORS_INDEX} says it "
-                f"has, {lacking[0]} for one; download both again, from one revision"
-            )
-
-
 def _check_whole(spec: ModelSpec, file: Path) -> None:
     if file.suffix == ".safetensors":
-        safetensors_header(spec, file)
+        header(spec, file)
     elif file.suffix in (".bin", ".pt"):
         _check_archive(spec, file)
     elif file.suffix == ".json":
         _json(spec, file)
-
-
-def safetensors_header(spec: ModelSpec, file: Path) -> dict[str, Any]:
-    """The entries of a safetensors file by tensor name.
-
-    Raises WeightsError unless the file is exactly as long as they say.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        first = opened.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else MAX_HEADER_BYTES + 1
-        header = opened.read(length) if length <= min(size, MAX_HEADER_BYTES) else b""
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, AttributeError, TypeError, LookupError):
-        raise WeightsError(f"{spec.name}: {file} is not a safetensors file; download it again") from None
-    if size != 8 + length + end:
-        raise WeightsError(
-            f"{spec.name}: {file} has {size} bytes and should have {8 + length + end}: the download was cut "
-            "off; download it again"
-        )
-    found: dict[str, Any] = entries
-    return found
 
 
 def _check_archive(spec: ModelSpec, file: Path) -> None:

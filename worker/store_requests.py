@@ -97,7 +97,7 @@ def _scroll(store: Store, asked: dict[str, Any]) -> bytes:
 def _delete(store: Store, asked: dict[str, Any]) -> bytes:
     """`{collection, points: [[id, source], …], started}` → `{deleted}`: how many of them are gone.
 
-    Only what is still of its source and no newer than `started` goes.
+    Only what is still of one of the sources and no newer than `started` goes.
     """
     points = [Sourced(str(identity), str(source)) for identity, source in asked["points"]]
     if len(points) > MOST_IDS:

@@ -25,9 +25,9 @@ from registry.settings import load_settings
 def retry(job: str, as_json: bool, **options: Any) -> None:
     """Try the dead letters of JOB again: read their chunks from the corpus at PATH…, and embed only those.
 
-    Letters that go through are forgotten; the others stay, with the new reasons under the new job. The corpus is
-    needed, and with the options of the submission, for a letter keeps only the beginning of a text, to be read
-    by people. A file or record that could not be read is tried with everything that its file has. Exit code 3
+    Letters that go through are forgotten; the others stay, with the new reasons under the new job. The
+    corpus is needed, with the options of its submission: a letter keeps only the beginning of a text, for
+    people to read. A file or record that could not be read is tried with all that its file has. Exit code 3
     if letters remain.
 
     \b
@@ -51,7 +51,7 @@ def retry(job: str, as_json: bool, **options: Any) -> None:
         summary = rerun(
             fleet, corpus.narrowed(f"retry {job}", again.has), failed.collection, failed.plan, as_json=as_json
         )
-        through = 0
+        through, failed_again = 0, summary.dead
         if summary.state in ("done", "sealed"):
             dead = {letter.id for letter in fleet.ledger.jobs.dead(summary.job)}
             through = fleet.ledger.jobs.forgive(job, again.gone_through(dead))
@@ -61,7 +61,7 @@ def retry(job: str, as_json: bool, **options: Any) -> None:
     _tell(job, through, left, summary.job, as_json=as_json)
     if summary.state not in ("done", "sealed"):
         sys.exit(1)
-    sys.exit(EXIT_DEAD if left else 0)
+    sys.exit(EXIT_DEAD if left or failed_again else 0)
 
 
 def _tell(job: str, through: int, left: int, by: str, *, as_json: bool) -> None:

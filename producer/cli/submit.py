@@ -85,8 +85,8 @@ def submit(
     """
     if prune and shard is not None:
         raise click.UsageError(
-            "--prune needs the whole corpus: a shard does not know what the others have. Submit the shards, then "
-            "prune once without --shard"
+            "--prune needs the whole corpus: a shard does not know what the others have. Submit the shards, "
+            "then prune once without --shard"
         )
     settings = load_settings()
     start_logging(settings)
@@ -117,8 +117,8 @@ def submit(
         job = submission.progress.job
         again = "with the same pipe " if PIPE in corpus_fields["paths"] else ""
         click.echo(
-            f"interrupted; {'nothing was pruned, and ' if prune else ''}nothing is lost: what is staged of job {job or '(none yet)'} goes on, and the "
-            f"same command again {again}does the rest",
+            f"interrupted; nothing is lost: what is staged of job {job or '(none yet)'} goes on, and the "
+            f"same command again {again}does the rest{', then prunes' if prune else ''}",
             err=True,
         )
         sys.exit(130)

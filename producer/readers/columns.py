@@ -3,7 +3,8 @@
 Structs and maps become objects, lists arrays, decimals strings with all their digits, dates `2026-01-31`,
 times `23:59:59`, timestamps `2026-01-31 23:59:59.123` (in UTC with a `Z` where the column has a zone),
 durations integers in the column's unit. A null cell leaves its key out. Bytes have no place in JSON: columns
-and fields of them are left out, and said.
+and fields of them are left out, and said; so are structs with two fields of one name, and UUIDs that are not a
+column of their own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Columns:
         #: Per column, the type it is cast to on the way to Python.
         self._plain: dict[str, pa.DataType] = {}
         for field in schema:
-            plain = _plain(field.type, field.name, self.left_out)
+            whole = field.type == pa.uuid()
+            plain = field.type if whole else _plain(field.type, field.name, self.left_out)
             if plain is not None:
                 self._plain[field.name] = plain
         for column, fits, what in _WANTED:
@@ -126,12 +128,13 @@ def _value(cell: pa.Scalar) -> Any:
 
 def _plain(kind: pa.DataType, name: str, left_out: list[str]) -> pa.DataType | None:
     """The type whose Python values are JSON; None where there is none, noted in `left_out`."""
-    if kind == pa.uuid():
-        return kind
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     types = pa.types
     if types.is_struct(kind):
+        if len({field.name for field in kind}) < kind.num_fields:
+            left_out.append(f"column {name} has two fields of one name; the chunks go without it")
+            return None
         fields = [(field.name, _plain(field.type, f"{name}.{field.name}", left_out)) for field in kind]
         kept = [(field, plain) for field, plain in fields if plain is not None]
         return pa.struct(kept) if kept or not fields else None

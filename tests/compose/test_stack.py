@@ -139,6 +139,7 @@ def test_a_job_outlives_a_killed_worker_and_everything_ends_in_its_time(
 
 
 @pytest.mark.weights
+@pytest.mark.slow
 def test_the_real_pair_finds_what_is_meant(
     make_stack: Callable[..., Stack], corpus: Path, collection: str, eventually: Callable[..., Any]
 ) -> None:

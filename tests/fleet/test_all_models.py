@@ -23,7 +23,7 @@ from worker.encoders.factory import load_encoder
 from worker.merge import named_vectors
 from worker.rerankers.factory import load_reranker
 
-pytestmark = [pytest.mark.fleet, pytest.mark.weights]
+pytestmark = [pytest.mark.fleet, pytest.mark.weights, pytest.mark.slow]
 
 SMALL = {
     "jina-code-embeddings-1.5b": jina_code.build,

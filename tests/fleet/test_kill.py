@@ -36,7 +36,7 @@ def check(fleet: Any, path: Path) -> None:
 @pytest.mark.parametrize(
     "victim", ["worker-qdrant-minilm-onnx", "worker-all-miniLM-l6", "aggregator", "redis"]
 )
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_process_is_restarted_and_the_job_ends_exact(
     fake_fleet: Any, corpus: Callable[..., Path], eventually: Callable[..., Any], victim: str, seed: int
 ) -> None:

@@ -60,7 +60,7 @@ class Said:
         return done
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:])])
 def test_three_places_with_users_of_few_rights_and_nothing_leaks(
     kind: Kind,
     redis_servers: ServerFactory,

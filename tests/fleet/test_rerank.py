@@ -137,6 +137,7 @@ def test_a_reranker_killed_in_the_middle_of_a_request_answers_after_its_restart(
 
 
 @pytest.mark.weights
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_true_architecture_serves_through_the_fleet(
     make_fleet: Callable[..., Any], corpus: Callable[..., Path], tmp_path: Path

@@ -1,4 +1,4 @@
-"""A fleet whose store is a Qdrant server in a process of its own: faults, keys, and its one reader and writer."""
+"""A fleet whose store is a Qdrant server in a process of its own: faults, keys, several aggregators."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Embedded:
         self.count += event["result"] == "'embedded'"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_store_that_dies_or_hangs_in_the_middle_of_a_job_costs_nothing_but_time(
     fake_fleet: Any, server: Server, corpus: Callable[..., Path], eventually: Callable[..., Any], number: Any
 ) -> None:
@@ -197,18 +197,17 @@ def test_two_aggregators_share_a_server(
 ) -> None:
     fake_fleet.environment |= server.environment
     fake_fleet.up()
-    second = fake_fleet.start("aggregator", "--name", "aggregator-2")
     ledger = Ledger(fake_fleet.settings())
-    eventually(
-        lambda: (
-            {"aggregator", "aggregator-2"} <= {p.name for p in ledger.alive.list() if p.condition == "ready"}
-        )
-    )
-    path = corpus(COUNT)
-    end = fake_fleet.ok("submit", str(path), "-c", "c")
-    assert (end["done"], end["dead"]) == (COUNT, 0)
-    assert server.client().count("c", exact=True).count == COUNT
-    second.send_signal(signal.SIGTERM)
-    _, err = second.communicate(timeout=40)
-    assert second.returncode == 0, err
-    ledger.close()
+    second = fake_fleet.start("aggregator", "--name", "aggregator-2")
+    try:
+        eventually(lambda: "aggregator-2" in {p.name for p in ledger.alive.list() if p.condition == "ready"})
+        end = fake_fleet.ok("submit", str(corpus(COUNT)), "-c", "c")
+        assert (end["done"], end["dead"]) == (COUNT, 0)
+        assert server.client().count("c", exact=True).count == COUNT
+        second.send_signal(signal.SIGTERM)
+        _, err = second.communicate(timeout=40)
+        assert second.returncode == 0, err
+    finally:
+        second.kill()
+        second.communicate()
+        ledger.close()

@@ -73,7 +73,7 @@ def test_an_absent_server_says_what_to_do(settings) -> None:
 
 def test_a_fleet_on_a_full_server_is_still_seen_to_live(ledger: Ledger) -> None:
     fill(ledger)
-    with pytest.raises(Exception, match="OOM|maxmemory"):
+    with pytest.raises(Exception, match=r"OOM|maxmemory"):
         ledger.redis.set("more", b"x" * 100_000)
     process = Process(kind="worker", name="w", condition="ready")
     ledger.alive.announce(process)

@@ -94,6 +94,25 @@ def test_dead_letters_count_once_and_pause_the_job_at_the_limit(
     ledger.close()
 
 
+def test_letters_that_are_forgiven_are_off_the_list_and_the_count(ledger: Ledger, plan: Plan) -> None:
+    job, _ = ledger.jobs.open("c", plan, ["a"])
+    ledger.jobs.bury(job.id, [DeadLetter(str(i), "why", "read", "f:1") for i in range(3)])
+    assert ledger.jobs.forgive(job.id, ["0", "2", "unknown"]) == 2
+    assert ledger.jobs.forgive(job.id, ["0"]) == 0
+    assert ledger.jobs.get(job.id).dead == 1
+    assert [letter.id for letter in ledger.jobs.dead(job.id)] == ["1"]
+
+
+def test_parts_of_one_corpus_are_jobs_of_their_own(ledger: Ledger, plan: Plan) -> None:
+    whole, _ = ledger.jobs.open("c", plan, ["a"])
+    first, adopted = ledger.jobs.open("c", plan, ["a"], "shard 1/2")
+    assert not adopted
+    second, _ = ledger.jobs.open("c", plan, ["a"], "shard 2/2")
+    assert len({whole.id, first.id, second.id}) == 3
+    assert (whole.part, first.part) == ("", "shard 1/2")
+    assert ledger.jobs.open("c", plan, ["a"], "shard 1/2") == (ledger.jobs.get(first.id), True)
+
+
 def test_an_adopted_job_with_nothing_under_way_starts_anew(ledger: Ledger, plan: Plan) -> None:
     first, _ = ledger.jobs.open("c", plan, ["a"])
     other, _ = ledger.jobs.open("c", plan, ["b"])

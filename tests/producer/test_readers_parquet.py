@@ -156,6 +156,26 @@ def test_bytes_are_left_out_and_said_once(tmp_path, read):
     assert found.rejected == []
 
 
+def test_what_json_cannot_say_within_others_is_left_out_and_said(tmp_path, read):
+    uuids = pa.array([uuid.UUID(int=5).bytes] * 2, pa.uuid())
+    numbers = pa.array([1, 2])
+    columns = {
+        "text": ["a", "b"],
+        "listed": pa.ListArray.from_arrays([0, 1, 2], uuids),
+        "held": pa.StructArray.from_arrays([uuids, numbers], ["u", "n"]),
+        "twin": pa.StructArray.from_arrays([numbers, numbers], ["n", "n"]),
+    }
+    found = read(table(tmp_path / "c.parquet", columns))
+    assert [c.payload for c in found.chunks] == [
+        {"path": "c.parquet", "row": row, "held": {"n": row + 1}} for row in range(2)
+    ]
+    assert [p.reason.split(" is ")[0].split(" has ")[0] for p in found.skipped] == [
+        "column listed[]",
+        "column held.u",
+        "column twin",
+    ]
+
+
 def test_bad_rows_cost_those_rows(tmp_path, read):
     settings = Settings(_env_file=None, max_chunk_bytes=1024)
     rows: list[tuple[Any, str | None]] = [

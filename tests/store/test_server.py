@@ -24,6 +24,7 @@ from store.edge import EdgeStore
 from store.layout import PAYLOAD_INDEXES
 from store.points import STARTED
 from store.server import ServerStore
+from store.server_collection import ServerCollection
 from store.server_wire import ORDERING, dense_message, multi_message
 from tests.qdrant_standin import Request, Standin
 from tests.store.conftest import SERVERS, server_settings, server_store, unit, vectors_of
@@ -558,6 +559,81 @@ def test_two_writers_on_one_server_never_put_old_over_new(standin, narrow, make_
     assert {one.payload["text"] for one in found} == {"of 1039"}
     for store in stores:
         store.close()
+
+
+def test_vectors_that_another_process_added_are_there_for_all(standin, narrow, wide, make_point, protocol):
+    stores = [opened(standin, qdrant_grpc=protocol) for _ in range(4)]
+    reader, searcher, writer, other = stores
+    for store in stores:
+        store.open("c", narrow)
+    other.open("c", wide)
+    first, second = make_point(wide, 1), make_point(wide, 2)
+    other.upsert("c", [first], 1000)
+
+    assert reader.standing("c", [first.id])[first.id].vectors == first.vectors.keys()
+    assert [hit.id for hit in searcher.query("c", {"bge-m3": first.vectors["bge-m3"]}, 1)] == [first.id]
+    writer.upsert("c", [second], 1000)
+    assert ids_of(other, [first, second]) == {first.id, second.id}
+    for store in stores:
+        store.close()
+
+
+def test_a_write_to_another_collection_of_the_name_says_nothing_against_the_points(
+    standin, narrow, wide, make_point, protocol
+):
+    first, other = (opened(standin, qdrant_grpc=protocol) for _ in range(2))
+    first.open("c", wide)
+    other._connection.client.delete_collection("c")
+    other.open("c", narrow)
+
+    with pytest.raises(StoreUnavailable, match="Not existing vector name"):
+        first.upsert("c", [make_point(wide, 1)], 1)
+    first.open("c", wide)
+    first.upsert("c", [make_point(wide, 1)], 1)
+    assert first.get("c", [make_point(wide, 1).id], True)[0].vectors.keys() == vectors_of(wide, 1).keys()
+    for store in (first, other):
+        store.close()
+
+
+def test_a_record_that_lost_a_vector_says_nothing_against_the_points(server, narrow, wide, make_point):
+    server.open("c", narrow)
+    client = server._connection.client
+    before = client.get_collection("c").config.metadata
+    server.open("c", wide)
+    # As if a process that read the record before had written its own addition last.
+    client.update_collection("c", metadata=before)
+    server.describe("c")
+
+    with pytest.raises(UsageError, match="there is no vector"):
+        server.upsert("c", [make_point(wide, 1)], 1)
+    server.open("c", wide)
+    server.upsert("c", [make_point(wide, 1)], 1)
+    assert server.describe("c").plan.companions == wide.companions
+
+
+def test_no_vector_is_put_beside_a_text_that_came_meanwhile(server, narrow, wide, make_point, monkeypatch):
+    """The text is looked at before the write: the write itself must judge it again."""
+    server.open("c", wide)
+    old = make_point(wide, 1, text="old", only=[narrow.primary])
+    server.upsert("c", [old, make_point(wide, 2)], 1000)
+    read = ServerCollection.retrieve
+
+    def overtaken(found: ServerCollection, *asked: Any) -> list[Any]:
+        seen = read(found, *asked)
+        server.upsert("c", [make_point(wide, 1, text="new", started=1500, only=[narrow.primary])], 1500)
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerCollection, "retrieve", overtaken)
+        updates = [make_point(wide, n, text=text, started=2000, seed=9) for n, text in ((1, "old"), (2, ""))]
+        server.update_vectors("c", updates, 2000)
+
+    standing = server.standing("c", [old.id, updates[1].id])
+    assert standing[old.id].vectors == {narrow.primary}
+    first, second = server.get("c", [old.id, updates[1].id], True)
+    assert (first.payload["text"], first.payload["v5"]["started"]) == ("new", 1500)
+    assert second.payload["v5"]["started"] == 2000
+    np.testing.assert_allclose(second.vectors["bge-m3"], updates[1].vectors["bge-m3"], atol=1e-6)
 
 
 def test_a_plan_is_read_back_as_it_was(server, wide: Plan):

@@ -11,7 +11,7 @@ from ledger.ledger import Ledger
 from ledger.steps import Refused, Taken
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
-from registry.errors import BlobLost, LedgerFull, SpaceMismatch, StoreUnavailable
+from registry.errors import BlobLost, LedgerFull, SpaceMismatch, StoreRefused, StoreUnavailable
 from registry.plan import Plan
 from worker.edge import MOST_UNEXPECTED, Abandoned, Edge, backoff
 from worker.encoders.encode import Stopped
@@ -93,9 +93,15 @@ def test_a_lost_lease_is_left_to_whoever_has_it(edge: Edge, ledger: Ledger, batc
     assert ledger.steps.take(batch, STEP) == Refused("live")
 
 
-def test_another_space_waits_for_a_worker_that_serves_it(edge: Edge, ledger: Ledger, batch: str) -> None:
-    assert edge.run({"batch": batch, "step": STEP}, raising(SpaceMismatch("a ≠ b"))) == "wrong space"
+@pytest.mark.parametrize("error", [SpaceMismatch("a ≠ b"), StoreRefused("the record of c is version 99")])
+def test_a_collection_that_cannot_take_the_batch_ends_nobody(
+    edge: Edge, ledger: Ledger, batch: str, error: Exception, ended: list[str]
+) -> None:
+    for _ in range(MOST_UNEXPECTED):
+        assert edge.run({"batch": batch, "step": STEP}, raising(error)) == "wrong space"
     assert due_in(ledger, batch) > 10
+    assert ledger.jobs.list()[0].dead == 0
+    assert not ended
 
 
 def test_a_process_that_only_fails_ends_itself(edge: Edge, batch: str, ended: list[str]) -> None:

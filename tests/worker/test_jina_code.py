@@ -20,7 +20,7 @@ from registry.models import model
 from registry.plan import make_plan
 from registry.settings import Settings, load_settings
 from registry.spaces import space_of
-from tests.checkpoints.jina_code import HIDDEN, MAX_TOKENS, build, write_prompts
+from tests.checkpoints.jina_code import END, HIDDEN, MAX_TOKENS, build, write_prompts
 from tests.checkpoints.material import DIGEST, decoded, digests
 from tests.references.agreement import MAX_COSINE_OF_OTHERS, Agreement, agreement
 from tests.references.jina_code_cases import CUT, NAMED, PROMPTS, REFERENCES, SHORT, TEXTS, WIDTHS
@@ -289,4 +289,66 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_refused(
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     settings = load_settings(weights={NAME: path}, fake_weights=True, device="cpu")
     with pytest.raises(WeightsError, match=r"up_proj|cannot be loaded"):
+        load_encoder(NAME, "", settings, ["dense"])
+
+
+def _altered(small: Settings, path: Path, file: str, change: Callable[[Any], Any]) -> Settings:
+    """Settings that serve a copy of the checkpoint whose one JSON file is changed in place."""
+    shutil.copytree(small.weights[NAME], path)
+    content = json.loads((path / file).read_text())
+    change(content)
+    (path / file).write_text(json.dumps(content))
+    return load_settings(weights={NAME: path}, fake_weights=True, device="cpu")
+
+
+def test_texts_are_tokenised_as_the_checkpoints_file_says(small: Settings, tmp_path: Path) -> None:
+    def ends_in_a_token_and_ignores_case(content: Any) -> None:
+        end = {"id": END, "ids": [_id_of(content, END)], "tokens": [END]}
+        template = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
+        content["normalizer"] = {"type": "Lowercase"}
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": template,
+            "pair": [*template, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {END: end},
+        }
+
+    settings = _altered(small, tmp_path / "copy", "tokenizer.json", ends_in_a_token_and_ignores_case)
+    made = load_encoder(NAME, "", settings, ["dense"])
+    plain = load_encoder(NAME, "", small, ["dense"])
+    (shouted,), (spoken,), (before,) = (
+        encoder.prepare([text], "document").micro_batches[0].tokens.ids
+        for encoder, text in ((made, "DEF"), (made, "def"), (plain, "def"))
+    )
+    np.testing.assert_array_equal(shouted, spoken)
+    end = json.loads((tmp_path / "copy" / "tokenizer.json").read_text())
+    assert shouted[-1] == _id_of(end, END)
+    assert before[-1] != shouted[-1]
+
+
+def _id_of(content: Any, token: str) -> int:
+    (found,) = (added["id"] for added in content["added_tokens"] if added["content"] == token)
+    return int(found)
+
+
+def test_a_token_without_a_row_of_embeddings_is_refused(small: Settings, tmp_path: Path) -> None:
+    def gap(content: Any) -> None:
+        content["model"]["vocab"]["far away"] = 900_000
+
+    settings = _altered(small, tmp_path / "copy", "tokenizer.json", gap)
+    with pytest.raises(WeightsError, match=r"embeddings for \d+ tokens and a tokenizer of"):
+        load_encoder(NAME, "", settings, ["dense"])
+
+
+def test_a_module_that_the_model_does_not_have_is_refused(small: Settings, tmp_path: Path) -> None:
+    from sentence_transformers.base.modules import Dense as Layer
+
+    def also_through_a_layer(content: Any) -> None:
+        kind = "sentence_transformers.models.Dense"
+        content.append({"idx": len(content), "name": "2", "path": "2_Dense", "type": kind})
+
+    settings = _altered(small, tmp_path / "copy", "modules.json", also_through_a_layer)
+    (tmp_path / "copy" / "2_Dense").mkdir()
+    Layer(HIDDEN, HIDDEN).save(str(tmp_path / "copy" / "2_Dense"))
+    with pytest.raises(WeightsError, match="it goes through Dense"):
         load_encoder(NAME, "", settings, ["dense"])

@@ -219,6 +219,17 @@ def test_padding_that_is_pooled_would_be_seen(retrieval: JinaV4Encoder) -> None:
     assert not multi_agreement(case_of("address"), rows_of(retrieval, states[short])).holds
 
 
+def test_a_state_of_padding_that_is_no_number_does_not_show(retrieval: JinaV4Encoder) -> None:
+    (batch,) = retrieval.prepare(["river", "a longer text about a river"], "document").micro_batches
+    states = retrieval.forward(batch)
+    wanted = retrieval.finish(batch, states, ["dense", "multi"])
+    padding = torch.from_numpy(batch.tokens.mask) == 0
+    assert padding.any()
+    found = retrieval.finish(batch, states.masked_fill(padding.unsqueeze(-1), torch.inf), ["dense", "multi"])
+    for kind, vectors in found.items():
+        np.testing.assert_array_equal(vectors.values, wanted[kind].values)
+
+
 @pytest.mark.parametrize("name", CONTROLS)
 def test_wrong_pooling_would_be_seen(name: str, retrieval: JinaV4Encoder) -> None:
     case = case_of(name)

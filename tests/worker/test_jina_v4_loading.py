@@ -20,7 +20,7 @@ from registry.models import model
 from registry.settings import Settings, load_settings
 from tests.checkpoints import jina_v4 as recipe
 from worker.encoders.factory import load_encoder
-from worker.encoders.jina_v4_adapter import CONFIG, TENSORS
+from worker.encoders.jina_v4_adapter import CONFIG, TENSORS, Adapter
 from worker.encoders.jina_v4_model import PROJECTOR, JinaV4, load
 from worker.encoders.torch_runtime import TorchRuntime
 
@@ -258,6 +258,47 @@ def test_weights_are_found_under_either_name_and_in_one_file(good: Path, snapsho
     for name, parameter in wanted.text.named_parameters():
         assert torch.equal(found.text.get_parameter(name), parameter)
     assert torch.equal(found.projector.weight, wanted.projector.weight)
+
+
+def test_a_tensor_under_both_names_is_refused(snapshot: Path) -> None:
+    def twice(tensors: Tensors) -> None:
+        tensors["model.language_model.norm.weight"] = tensors["model.norm.weight"] * 2
+
+    edit_tensors(snapshot / SECOND, twice)
+    assert re.search(
+        r"has a tensor model\.(language_model\.)?norm\.weight that stands there twice", refusal(snapshot)
+    )
+
+
+def test_a_factor_under_two_names_is_refused(snapshot: Path) -> None:
+    name = f"base_model.model.{PROJECTOR}.lora_A.{{}}retrieval.weight"
+
+    def twice(tensors: Tensors) -> None:
+        tensors[name.format("default.")] = tensors[name.format("")] * 2
+
+    edit_tensors(snapshot / TENSORS, twice)
+    assert "under two names" in refusal(snapshot)
+
+
+def test_a_merge_is_not_rounded_to_tf32_where_passes_may_be(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def merged(self: Adapter, module: str, weight: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return weight
+
+    monkeypatch.setattr(Adapter, "merged", merged)
+    runtime = TorchRuntime(SPEC, settings_of(good))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        load(SPEC, "retrieval", good, runtime)
+        assert set(seen) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_the_picture_part_is_not_read(good: Path, snapshot: Path) -> None:

@@ -437,7 +437,7 @@ class TestLoading:
         (broken / "config.json").write_text(json.dumps(config))
         name = "model.embed_tokens.weight"
         self.change(broken, lambda t: t.update({name: t[name][:700].copy()}))
-        self.refused(broken, "embeddings for 700 tokens and a special token 720")
+        self.refused(broken, "embeddings for 700 tokens and a tokenizer of 721")
 
     def test_the_tokenizers_own_limit_is_read(self, tmp_path: Path) -> None:
         path = recipe.build(tmp_path / "short", max_tokens=3200)

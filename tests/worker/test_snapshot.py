@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from registry.errors import WeightsError
 from registry.models import MODELS, File, model
 from registry.settings import Settings, load_settings
 from tests.checkpoints.hollow import cut_off, edit_json, hollow
-from worker.snapshot import check_snapshot, max_tokens, missing, shards
+from worker.snapshot import check_snapshot, max_tokens, missing
+from worker.tensors import shards
 from worker.weights import is_here, locate
 
 BGE, CODE, V4, RERANKER = "bge-m3", "jina-code-embeddings-1.5b", "jina-embeddings-v4", "jina-reranker-v3"
@@ -83,6 +86,29 @@ def test_an_index_of_another_revision_is_refused(tmp_path: Path) -> None:
     listed = json.loads((path / INDEX).read_text())["weight_map"]
     edit_json(path / INDEX, weight_map={**listed, "layers.9.weight": FIRST})
     assert "layers.9.weight" in refused(CODE, path)
+
+
+def test_a_tensor_that_the_index_puts_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = hollow(model(CODE), tmp_path / "snapshot", shards=2)
+    tensors = load_file(path / FIRST)
+    save_file({**tensors, "layers.1.weight": np.ones(64, np.float32)}, path / FIRST)
+    # Which of the two is loaded would be the library's choice.
+    assert "layers.1.weight" in refused(CODE, path)
+
+
+def test_two_sets_of_weights_are_refused(tmp_path: Path) -> None:
+    path = hollow(model(CODE), tmp_path / "snapshot", shards=2)
+    save_file({"weight": np.ones(64, np.float32)}, path / "model.safetensors")
+    assert "two sets of weights" in refused(CODE, path)
+    assert is_here(model(CODE), given(CODE, path)) == ""
+
+
+@pytest.mark.parametrize("key", ["transformers_weights", "quantization_config"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_config_that_leads_to_other_weights_is_refused(tmp_path: Path, key: str, nested: bool) -> None:
+    values = {key: "other.safetensors"}
+    path = hollow(model(V4), tmp_path / "snapshot", **({"text_config": values} if nested else values))
+    assert f"it has {key}" in refused(V4, path, fake=True)
 
 
 @pytest.mark.parametrize("by", [1, 200, 310])

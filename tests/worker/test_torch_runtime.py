@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 import torch
 
-from registry.errors import FleetError, UsageError
+from registry.errors import FleetError, InfrastructureError, UsageError
 from registry.models import model
 from registry.settings import load_settings
-from worker.encoders import torch_runtime
 from worker.encoders.torch_runtime import TorchRuntime
 
 QWEN, BGE = "jina-code-embeddings-1.5b", "bge-m3"
@@ -66,11 +66,32 @@ def test_tf32_is_off_unless_allowed_and_recorded_where_it_counts(gpu: pytest.Mon
     assert torch.get_float32_matmul_precision() == "high"
     assert torch.backends.cudnn.allow_tf32
     assert allowed.numerics("transformers").tf32
+    with allowed.exact():
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "high"
     # Products of float16 are not rounded to TF32.
     assert not TorchRuntime(model(BGE), load_settings(tf32=True)).numerics("transformers").tf32
-    assert (
-        torch_runtime.TorchRuntime(model(BGE), load_settings(device="cpu", tf32=True))
-        .numerics("transformers")
-        .tf32
-        is False
-    )
+    # A CPU's products are not rounded either, nor is it said that they are.
+    on_cpu = TorchRuntime(model(BGE), load_settings(device="cpu", tf32=True))
+    assert not on_cpu.numerics("transformers").tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", MemoryError),
+        ("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate", MemoryError),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", InfrastructureError),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", InfrastructureError),
+        ("CUDA driver error: device not ready", InfrastructureError),
+        ("The size of tensor a (3) must match the size of tensor b (4)", RuntimeError),
+    ],
+)
+def test_errors_that_torch_has_no_type_for_are_told_apart_by_their_words(
+    said: str, meant: type[Exception]
+) -> None:
+    runtime = TorchRuntime(model(BGE), load_settings(device="cpu"))
+    with pytest.raises(Exception, match=re.escape(said)) as caught, runtime.errors():
+        raise RuntimeError(said)
+    assert type(caught.value) is meant

@@ -19,7 +19,7 @@ from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from worker.encoders.base import MicroBatch
 from worker.encoders.pooling import Floats, unit
-from worker.encoders.text import TextEncoder, text_tokenizer
+from worker.encoders.text import TextEncoder, check_vocabulary, text_tokenizer
 from worker.encoders.tokens import Padded
 from worker.encoders.torch_runtime import TorchRuntime
 from worker.weights import Weights
@@ -50,11 +50,7 @@ class BgeM3Encoder(TextEncoder):
         budget = self._runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
         super().__init__(spec, task, settings, tokenizer, budget)
         self._unweighted = np.array([tokenizer.id_of(token) for token in UNWEIGHTED])
-        if tokenizer.size > config.vocab_size:
-            raise WeightsError(
-                f"{spec.name}: {weights.path} has embeddings for {config.vocab_size} tokens and a tokenizer "
-                f"of {tokenizer.size}; take both from one snapshot"
-            )
+        check_vocabulary(spec, weights.path, tokenizer.size, config.vocab_size)
         with self._runtime.loading(spec.name):
             self._model = _load_model(spec, weights.path, config, self._runtime)
             # The heads are small and stay in float32, so that they add nothing to half precision's error.

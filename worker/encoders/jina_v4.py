@@ -9,12 +9,11 @@ import torch
 from torch.nn.functional import normalize
 
 from registry.codecs import Dense, FloatArray, Multi, Vectors
-from registry.errors import WeightsError
 from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from worker.encoders.base import MicroBatch
 from worker.encoders.jina_v4_model import load
-from worker.encoders.text import TextEncoder, text_tokenizer
+from worker.encoders.text import TextEncoder, check_vocabulary, text_tokenizer
 from worker.encoders.tokens import Padded
 from worker.encoders.torch_runtime import TorchRuntime
 from worker.weights import Weights
@@ -46,12 +45,7 @@ class JinaV4Encoder(TextEncoder):
         super().__init__(spec, task, settings, tokenizer, runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET))
         self._runtime = runtime
         self._model = load(spec, self._task, weights.path, runtime)
-        embeddings = self._model.text.embed_tokens.num_embeddings
-        if tokenizer.size > embeddings:
-            raise WeightsError(
-                f"{spec.name}: {weights.path} has embeddings for {embeddings} tokens and a tokenizer of "
-                f"{tokenizer.size}; take both from one snapshot"
-            )
+        check_vocabulary(spec, weights.path, tokenizer.size, self._model.text.embed_tokens.num_embeddings)
         self.numerics = runtime.numerics("transformers")
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
@@ -91,6 +85,7 @@ class JinaV4Encoder(TextEncoder):
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> FloatArray:
     """Unit means `[b, h]` of the states that the mask marks."""
-    summed = (states * mask.unsqueeze(-1)).sum(dim=1, dtype=torch.float32)
+    # Not a product: a state of padding may be infinite in half precision, and 0 · ∞ is no number.
+    summed = states.masked_fill(~mask.bool().unsqueeze(-1), 0).sum(dim=1, dtype=torch.float32)
     means: FloatArray = normalize(summed, dim=-1).cpu().numpy()
     return means

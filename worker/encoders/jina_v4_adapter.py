@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from registry.errors import WeightsError
+from worker.tensors import stored
 
 #: Where the adapters stand in a snapshot.
 CONFIG = "adapters/adapter_config.json"
@@ -70,15 +70,15 @@ def read_adapter(snapshot: Path, task: str, linears: frozenset[str]) -> Adapter:
     rank, alpha = _sizes(snapshot, config)
     _check_targets(snapshot, config, linears)
     found: dict[str, dict[str, torch.Tensor]] = {}
-    with safe_open(str(snapshot / TENSORS), "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            parts = _FACTOR.match(name.removeprefix(_WRAPPED))
-            if parts is None or parts["module"] not in linears:
-                raise WeightsError(
-                    f"{snapshot / TENSORS} adapts {name}, which is no adapted part of the model"
-                )
-            if parts["task"] == task:
-                found.setdefault(parts["module"], {})[parts["factor"]] = tensors.get_tensor(name)
+    for one in stored([snapshot / TENSORS]):
+        parts = _FACTOR.match(one.name.removeprefix(_WRAPPED))
+        if parts is None or parts["module"] not in linears:
+            raise WeightsError(f"{one.file} adapts {one.name}, which is no adapted part of the model")
+        if parts["task"] == task:
+            pair = found.setdefault(parts["module"], {})
+            if parts["factor"] in pair:
+                raise WeightsError(f"{one.file} has {one.name} under two names")
+            pair[parts["factor"]] = one.read()
     factors = {}
     for module in sorted(linears):
         pair = found.get(module, {})

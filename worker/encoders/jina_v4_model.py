@@ -8,22 +8,22 @@ in float32) loading takes a tensor in float32 (90 MB) and the adapter (0.1 GB). 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextModel
 
 from registry.errors import WeightsError
-from registry.models import SAFETENSORS, ModelSpec
+from registry.models import ModelSpec
 from worker.encoders.jina_v4_adapter import Adapter, read_adapter
 from worker.encoders.torch_runtime import TorchRuntime
-from worker.snapshot import SAFETENSORS_INDEX
+from worker.tensors import shards, stored
 
 PROJECTOR = "multi_vector_projector"
 #: What upstream's modules are called, in the adapters and in weights that transformers has saved again.
@@ -61,8 +61,8 @@ def load(spec: ModelSpec, task: str, snapshot: Path, runtime: TorchRuntime) -> J
             projector = nn.Linear(spec.dimension, spec.output("multi").dimension)
         modules = {_TEXT.removesuffix("."): text, PROJECTOR: projector}
         adapter = read_adapter(snapshot, task, _linears(modules))
-        with runtime.loading(spec.name), torch.no_grad():
-            _fill(snapshot, modules, adapter, runtime)
+        with runtime.loading(spec.name), runtime.exact(), torch.no_grad():
+            _fill(shards(spec, snapshot), modules, adapter, runtime)
             # Its table is computed, not stored.
             text.rotary_emb = type(text.rotary_emb)(config).to(runtime.device.name)
     except WeightsError as error:
@@ -107,7 +107,9 @@ def _linears(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     )
 
 
-def _fill(snapshot: Path, modules: Mapping[str, nn.Module], adapter: Adapter, runtime: TorchRuntime) -> None:
+def _fill(
+    files: Sequence[Path], modules: Mapping[str, nn.Module], adapter: Adapter, runtime: TorchRuntime
+) -> None:
     """Put every parameter in its place, merged and cast; WeightsError for a tensor too few or too many."""
     wanted = {
         f"{root}.{name}": parameter.shape
@@ -115,42 +117,31 @@ def _fill(snapshot: Path, modules: Mapping[str, nn.Module], adapter: Adapter, ru
         for name, parameter in module.named_parameters()
     }
     state: dict[str, torch.Tensor] = {}
-    for file in _shards(snapshot):
-        with safe_open(str(file), "pt", device=runtime.device.name) as tensors:
-            for key, name in _names(tensors.keys()):
-                if name not in wanted:
-                    raise WeightsError(f"{file} has a tensor {key} that is no part of the model")
-                tensor = tensors.get_tensor(key)
-                if tensor.shape != wanted[name]:
-                    raise WeightsError(
-                        f"{file}: {key} is {list(tensor.shape)}, and config.json says {list(wanted[name])}"
-                    )
-                if name.endswith(".weight"):
-                    tensor = adapter.merged(name.removesuffix(".weight"), tensor)
-                state[name] = tensor.to(runtime.dtype)
+    for one in stored(files, runtime.device.name):
+        if one.name.startswith(_UNREAD):
+            continue
+        name = _name(one.name)
+        if name not in wanted or name in state:
+            problem = "that stands there twice" if name in state else "that is no part of the model"
+            raise WeightsError(f"{one.file} has a tensor {one.name} {problem}")
+        tensor = one.read()
+        if tensor.shape != wanted[name]:
+            raise WeightsError(
+                f"{one.file}: {one.name} is {list(tensor.shape)}, and config.json says {list(wanted[name])}"
+            )
+        if name.endswith(".weight"):
+            tensor = adapter.merged(name.removesuffix(".weight"), tensor)
+        state[name] = tensor.to(runtime.dtype)
     lacking = sorted(wanted.keys() - state.keys())
     if lacking:
-        raise WeightsError(f"{snapshot} lacks the tensor {lacking[0]} ({len(lacking)} in all)")
+        raise WeightsError(f"{files[0].parent} lacks the tensor {lacking[0]} ({len(lacking)} in all)")
     for root, module in modules.items():
         mine = {k.removeprefix(f"{root}."): v for k, v in state.items() if k.startswith(f"{root}.")}
         module.load_state_dict(mine, assign=True)
 
 
-def _names(keys: Iterator[str] | list[str]) -> Iterator[tuple[str, str]]:
-    """Each tensor of a shard that is read, with upstream's name of it."""
-    for key in keys:
-        if key.startswith(_UNREAD):
-            continue
-        if key.startswith((_TEXT, f"{PROJECTOR}.")):
-            yield key, key
-        else:
-            yield key, _TEXT + key.removeprefix(_PUBLISHED)
-
-
-def _shards(snapshot: Path) -> list[Path]:
-    """The files of the weights: those that the index names, else the single one."""
-    index = snapshot / SAFETENSORS_INDEX
-    if not index.is_file():
-        return [snapshot / SAFETENSORS]
-    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [snapshot / name for name in sorted(set(listed.values()))]
+def _name(stored_as: str) -> str:
+    """Upstream's name of a tensor that is read."""
+    if stored_as.startswith((_TEXT, f"{PROJECTOR}.")):
+        return stored_as
+    return _TEXT + stored_as.removeprefix(_PUBLISHED)

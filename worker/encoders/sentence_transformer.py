@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize
+from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.utils import logging as transformers_logging
 
@@ -17,10 +17,10 @@ from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from worker.encoders.base import MicroBatch
 from worker.encoders.pooling import unit
-from worker.encoders.text import TextEncoder
-from worker.encoders.tokens import Padded, TextTokenizer
+from worker.encoders.text import TextEncoder, check_vocabulary, text_tokenizer
+from worker.encoders.tokens import Padded
 from worker.encoders.torch_runtime import TorchRuntime
-from worker.snapshot import safetensors_header, shards
+from worker.tensors import header, shards
 from worker.weights import Weights
 
 #: Padded tokens of a micro-batch on a CPU: as for ONNX, a batch that leaves the cache is slower.
@@ -35,24 +35,22 @@ class SentenceTransformerEncoder(TextEncoder):
     """A checkpoint of Transformer, Pooling and perhaps Normalize.
 
     Its `preprocess` is not used: that guesses from a text whether it is a picture's path or an address. Here
-    a text is only text, tokenised by the checkpoint's tokenizer.
+    a text is only text, tokenised as tokenizer.json says. The library's own tokenizer is not used either: for
+    Qwen2 it takes only the vocabulary from that file, and builds the rest as it thinks fit.
     """
 
     def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
         self._runtime = TorchRuntime(spec, settings)
         self._model = _load(spec, weights, self._runtime)
-        hf = self._model.tokenizer
-        tokenizer = TextTokenizer(
-            hf.backend_tokenizer,
-            weights.max_tokens or spec.max_tokens,
-            pad_id=hf.pad_token_id or 0,
-            padding_side=spec.padding_side,
-        )
+        tokenizer = text_tokenizer(spec, weights, self._model.tokenizer.pad_token_id or 0)
         super().__init__(
             spec, task, settings, tokenizer, self._runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
         )
         _check(spec, self._model, self._task)
-        _check_tensors(spec, weights, self._model[0].auto_model)
+        transformer = self._model[0].auto_model
+        _check_tensors(spec, weights, transformer)
+        rows = transformer.get_input_embeddings().num_embeddings
+        check_vocabulary(spec, weights.path, tokenizer.size, rows)
         self.numerics = self._runtime.numerics("sentence-transformers")
 
     def forward(self, batch: MicroBatch) -> Any:
@@ -100,9 +98,8 @@ def _load(spec: ModelSpec, weights: Weights, runtime: TorchRuntime) -> Any:
 def _check_tensors(spec: ModelSpec, weights: Weights, transformer: Any) -> None:
     """Raise WeightsError if the files lack a tensor of the transformer: the library fills it with random
     numbers, and says so in a log only."""
-    files = [weights.path / name for name in shards(spec, weights.path)]
     prefix = f"{transformer.base_model_prefix}."
-    there = {name.removeprefix(prefix) for file in files for name in safetensors_header(spec, file)}
+    there = {name.removeprefix(prefix) for file in shards(spec, weights.path) for name in header(spec, file)}
     lacking = sorted(transformer.state_dict().keys() - there)
     if lacking:
         raise WeightsError(
@@ -114,6 +111,9 @@ def _check_tensors(spec: ModelSpec, weights: Weights, transformer: Any) -> None:
 def _check(spec: ModelSpec, loaded: Any, task: str) -> None:
     """Raise WeightsError, naming both sides, where the checkpoint contradicts the registry."""
     wrong = []
+    foreign = [type(m).__name__ for m in loaded if not isinstance(m, Transformer | Pooling | Normalize)]
+    if foreign:
+        wrong.append(f"it goes through {', '.join(foreign)}")
     poolings = [module for module in loaded if isinstance(module, Pooling)]
     modes = [p.pooling_mode for p in poolings]
     if modes != [_POOLING.get(spec.pooling)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -74,3 +75,15 @@ def text_tokenizer(spec: ModelSpec, weights: Weights, pad_id: int = 0) -> TextTo
         pad_id=padding["pad_id"],
         padding_side=spec.padding_side,
     )
+
+
+def check_vocabulary(spec: ModelSpec, snapshot: Path, needed: int, embeddings: int) -> None:
+    """Raise WeightsError if the tokenizer has ids for which there is no row of embeddings.
+
+    On a CPU such a token fails its own text; on a GPU it takes the whole device away.
+    """
+    if needed > embeddings:
+        raise WeightsError(
+            f"{spec.name}: {snapshot} has embeddings for {embeddings} tokens and a tokenizer of {needed}; "
+            "take both from one snapshot"
+        )

@@ -106,8 +106,8 @@ class TextTokenizer:
 
     @property
     def size(self) -> int:
-        """Tokens that it knows, added ones included."""
-        return self._tokenizer.get_vocab_size()
+        """Rows of embeddings that its ids need."""
+        return rows_needed(self._tokenizer)
 
     def id_of(self, token: str) -> int:
         """The id of a token; raises WeightsError if the vocabulary lacks it."""
@@ -161,6 +161,11 @@ def pack(lengths: npt.NDArray[np.int32], budget: int) -> list[tuple[int, ...]]:
     if current:
         batches.append(tuple(current))
     return batches
+
+
+def rows_needed(tokenizer: Tokenizer) -> int:
+    """One more than the highest id: ids may have gaps, so how many there are says too little."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

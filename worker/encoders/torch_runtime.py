@@ -17,6 +17,10 @@ from worker.encoders.device import Device, choose_device, thread_count
 
 logger = logging.getLogger(__name__)
 
+#: What torch's allocator on the host and CUDA's libraries say; torch gives these no types of their own.
+_NO_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+_LOST = ("CUDA error", "CUDA driver error", "CUBLAS_STATUS", "CUDNN_STATUS", "CUSOLVER_STATUS")
+
 
 class TorchRuntime:
     """One model's device and dtype, with torch set up for it.
@@ -33,9 +37,10 @@ class TorchRuntime:
         if self.device.kind == "cpu":
             torch.set_num_threads(thread_count(settings))
         # TF32 rounds to 10 bits, which moves vectors away from those a CPU makes.
-        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = settings.tf32
-        self._tf32 = settings.tf32 and self.device.kind == "cuda" and self.dtype is torch.float32
+        allowed = settings.tf32 and self.device.kind == "cuda"
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+        self._tf32 = allowed and self.dtype is torch.float32
 
     @property
     def dtype_name(self) -> str:
@@ -70,6 +75,23 @@ class TorchRuntime:
             raise MemoryError(str(error)) from error
         except torch.AcceleratorError as error:
             raise InfrastructureError(f"the device failed: {error}") from error
+        except RuntimeError as error:
+            said = str(error)
+            if any(words in said for words in _NO_MEMORY):
+                raise MemoryError(said) from error
+            if any(words in said for words in _LOST):
+                raise InfrastructureError(f"the device failed: {said}") from error
+            raise
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Products of float32 without TF32 in here, whatever settings allow: for what is computed once."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     @contextmanager
     def loading(self, model: str) -> Iterator[None]:

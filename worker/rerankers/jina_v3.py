@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen3Model
 from transformers.utils import logging as transformers_logging
@@ -18,11 +17,13 @@ from registry.errors import EncodeError, WeightsError
 from registry.models import ModelSpec
 from registry.settings import Settings
 from registry.spaces import FAKE_REVISION
+from worker.encoders.text import check_vocabulary
 from worker.encoders.torch_runtime import TorchRuntime
 from worker.rerankers.base import Ranking, block_size, reranking
 from worker.rerankers.blocks import FloatArray, cut, join
 from worker.rerankers.prompt import render
 from worker.rerankers.tokens import Ids, PromptTokenizer
+from worker.tensors import shards, stored
 from worker.weights import Weights
 
 #: Names of the projector's tensors in the checkpoint start with this; all others are the decoder's.
@@ -51,7 +52,8 @@ class JinaRerankerV3:
         self._runtime = TorchRuntime(spec, settings)
         self._decoder = _load_decoder(spec, weights.path, self._runtime)
         self._projector = _load_projector(spec, weights.path, self._runtime)
-        self._check_vocabulary(weights.path)
+        rows = self._decoder.get_input_embeddings().num_embeddings
+        check_vocabulary(spec, weights.path, self._tokenizer.size, rows)
         self.numerics = self._runtime.numerics("transformers")
 
     def rank(
@@ -130,14 +132,6 @@ class JinaRerankerV3:
         states: torch.Tensor = self._decoder(input_ids=row, use_cache=False).last_hidden_state[0]
         return states
 
-    def _check_vocabulary(self, snapshot: Path) -> None:
-        rows = self._decoder.get_input_embeddings().num_embeddings
-        highest = max(self._tokenizer.embed_id, self._tokenizer.rerank_id)
-        if highest >= rows:
-            raise WeightsError(
-                f"{self.spec.name}: {snapshot} has embeddings for {rows} tokens and a special token {highest}"
-            )
-
 
 def _load_decoder(spec: ModelSpec, snapshot: Path, runtime: TorchRuntime) -> Any:
     """The decoder, every tensor of it from the checkpoint; nothing of the checkpoint's code is run."""
@@ -168,12 +162,12 @@ def _load_projector(spec: ModelSpec, snapshot: Path, runtime: TorchRuntime) -> n
     """Linear, ReLU, Linear, without biases."""
     wide, middle, narrow = reranking(spec).projector
     wanted = {"0.weight": (middle, wide), "2.weight": (narrow, middle)}
-    found: dict[str, torch.Tensor] = {}
     try:
-        for file in _shards(snapshot):
-            with safe_open(str(file), "pt") as tensors:
-                mine = [name for name in tensors.keys() if name.startswith(_PROJECTOR)]  # noqa: SIM118
-                found |= {name.removeprefix(_PROJECTOR): tensors.get_tensor(name) for name in mine}
+        found = {
+            one.name.removeprefix(_PROJECTOR): one.read()
+            for one in stored(shards(spec, snapshot))
+            if one.name.startswith(_PROJECTOR)
+        }
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsError(f"{spec.name}: {snapshot} cannot be loaded: {error}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
@@ -186,11 +180,3 @@ def _load_projector(spec: ModelSpec, snapshot: Path, runtime: TorchRuntime) -> n
     projector.load_state_dict(found, assign=True)
     with runtime.loading(spec.name):
         return projector.to(runtime.device.name, runtime.dtype).eval()
-
-
-def _shards(snapshot: Path) -> list[Path]:
-    """The files of the weights: those that the index names, else the single one."""
-    index = snapshot / "model.safetensors.index.json"
-    if not index.is_file():
-        return [snapshot / "model.safetensors"]
-    return [snapshot / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

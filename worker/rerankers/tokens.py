@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from registry.errors import WeightsError
 from registry.models import ModelSpec
+from worker.encoders.tokens import rows_needed
 from worker.rerankers.base import reranking
 from worker.rerankers.prompt import strip
 
@@ -52,6 +53,8 @@ class PromptTokenizer:
             self._id(spec, file, wanted, text, own_ids)
             for wanted, text in (tokens.embed_token, tokens.rerank_token)
         )
+        #: Rows of embeddings that its ids need.
+        self.size = rows_needed(self._tokenizer)
         #: Longest prompt; the tokenizer's own word where it is the lower one.
         self.max_tokens = min(spec.max_tokens, _stated_limit(snapshot, spec.max_tokens))
 
