@@ -24,8 +24,13 @@ class Rate:
     at: float
 
 
+def rated_as(model: str, *, made_up: bool) -> str:
+    """The name under which a model's rates stand; those of a rehearsal must not pass for the model's own."""
+    return f"{model} (made up)" if made_up else model
+
+
 class Rates:
-    """The measured rates, one per model and device; the last worker to say wins."""
+    """The measured rates, one per model (see `rated_as`) and device; the last worker to say wins."""
 
     def __init__(self, client: Redis) -> None:
         self._redis = client

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ledger.alive import Process
-from ledger.rates import Rate
+from ledger.rates import Rate, rated_as
 from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
 from producer.credit import vector_bytes
@@ -142,7 +142,8 @@ def speeds(plan: Plan, rates: Mapping[tuple[str, str], Rate], living: Sequence[P
     """What the workers' measurements say about each model of the plan."""
     found = {}
     for name in plan.models:
-        known = {device: rate for (model, device), rate in rates.items() if model == name}
+        rated = rated_as(name, made_up=plan.fake)
+        known = {device: rate for (model, device), rate in rates.items() if model == rated}
         alive = [
             known[p.device] for p in living if p.kind == "worker" and p.model == name and p.device in known
         ]

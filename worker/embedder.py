@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any, cast
 
 from ledger.alive import Process
-from ledger.rates import Rate
+from ledger.rates import Rate, rated_as
 from ledger.steps import PartRecord, Taken, space_mark
 from registry import spaces
 from registry.codecs import pack_part
@@ -140,7 +140,8 @@ class EmbedWorker(FleetProcess):
         return "embedded"
 
     def _note_rate(self, rate: Rate) -> None:
-        self.ledger.rates.note(self.model, self.process.device, rate)
+        name = rated_as(self.model, made_up=self.settings.made_up)
+        self.ledger.rates.note(name, self.process.device, rate)
 
     def _query(self, **arguments: Any) -> str:
         return self._answers.give(arguments, self._embed_texts)

@@ -3,8 +3,8 @@
 Structs and maps become objects, lists arrays, decimals strings with all their digits, dates `2026-01-31`,
 times `23:59:59`, timestamps `2026-01-31 23:59:59.123` (in UTC with a `Z` where the column has a zone),
 durations integers in the column's unit. A null cell leaves its key out. Bytes have no place in JSON: columns
-and fields of them are left out, and said; so are structs with two fields of one name, and UUIDs that are not a
-column of their own.
+and fields of them are left out, and said; so are structs with two fields of one name, and UUIDs that are not
+a column of their own.
 """
 
 from __future__ import annotations

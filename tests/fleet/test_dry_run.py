@@ -57,3 +57,6 @@ def test_a_fleet_brings_plan_and_measured_rates(fake_fleet: Any, corpus: Callabl
     fake_fleet.ok("down")
     fake_fleet.up()
     assert "tokens/s (1 worker now)" in fake_fleet.v5("submit", path, "-c", "c", "--dry-run").stdout
+    fake_fleet.environment |= {"V5_FAKE_ENCODERS": "false"}
+    real = fake_fleet.ok("submit", path, "-c", "c", "--dry-run", "--primary", "all-miniLM-l6")
+    assert real["models"]["all-miniLM-l6"]["measured"] is False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ledger.alive import Process
-from ledger.rates import Rate
+from ledger.rates import Rate, rated_as
 from producer.batching import cut_batches, windows
 from producer.corpus import Corpus, open_corpus
 from producer.forecast import BYTES_PER_TOKEN, forecast, speeds
@@ -133,6 +133,13 @@ def test_without_a_living_worker_the_newest_measurement_stands_for_one():
     rates = {(BGE, "cpu"): Rate(50.0, 1.0, 3.0, at=9.0), (BGE, "cuda:0"): Rate(1000.0, 9.0, 3.5, at=5.0)}
     speed = speeds(plan, rates, [worker(BGE, "cuda:1")])[BGE]
     assert (speed.tokens_per_second, speed.workers) == (50.0, 0)
+
+
+def test_a_rehearsal_says_nothing_about_the_real_models_speed():
+    rates = {(rated_as(BGE, made_up=True), "cpu"): Rate(3e6, 9.0, 3.5, at=9.0)}
+    real, rehearsed = (speeds(make_plan(primary=BGE, fake=fake), rates, [])[BGE] for fake in (False, True))
+    assert (real.tokens_per_second, real.measured) == (None, False)
+    assert (rehearsed.tokens_per_second, rehearsed.measured) == (3e6, True)
 
 
 def test_a_model_that_was_never_measured_has_no_hours_and_neither_has_the_job(corpus, settings):

@@ -59,6 +59,13 @@ def test_without_id_a_chunk_is_named_by_its_row_over_all_row_groups(tmp_path, re
     assert [c.payload for c in found.chunks] == [{"path": "c.parquet", "row": row} for row in range(5)]
 
 
+def test_rows_are_counted_through_the_slices_of_a_row_group(tmp_path, read):
+    rows = 2 * parquet.SLICE_ROWS + 3
+    found = read(table(tmp_path / "c.parquet", {"text": [f"t{row}" for row in range(rows)]}))
+    assert [(c.payload["row"], c.text) for c in found.chunks] == [(row, f"t{row}") for row in range(rows)]
+    assert len({c.id for c in found.chunks}) == rows
+
+
 @pytest.mark.parametrize(
     ("cell", "kind", "held"),
     [
