@@ -33,7 +33,8 @@ SMALL = {
 }
 #: Smallest cosine of a stored vector with a direct pass; per row where it is stored as float16.
 AGREEMENT = {"dense": 0.99999, "sparse": 0.99999, "multi": 0.9999}
-CHUNKS = 40
+#: Two batches; a text has some 160 tokens, and each of them a row of 1024 numbers to be read back.
+CHUNKS = 24
 QUERY = "format a help message and wrap its lines"
 
 

@@ -340,6 +340,24 @@ def test_a_token_without_a_row_of_embeddings_is_refused(small: Settings, tmp_pat
         load_encoder(NAME, "", settings, ["dense"])
 
 
+def test_prompts_of_another_model_are_refused(small: Settings, tmp_path: Path) -> None:
+    def reword(content: Any) -> None:
+        content["prompts"]["nl2code_document"] += " "
+
+    settings = _altered(small, tmp_path / "copy", "config_sentence_transformers.json", reword)
+    with pytest.raises(WeightsError, match="its prompt nl2code_document is"):
+        load_encoder(NAME, "", settings, ["dense"])
+
+
+def test_a_pooling_that_leaves_the_prompt_out_is_refused(small: Settings, tmp_path: Path) -> None:
+    def leave_out(content: Any) -> None:
+        content["include_prompt"] = False
+
+    settings = _altered(small, tmp_path / "copy", "1_Pooling/config.json", leave_out)
+    with pytest.raises(WeightsError, match="it leaves the prompt out of its pooling"):
+        load_encoder(NAME, "", settings, ["dense"])
+
+
 def test_a_module_that_the_model_does_not_have_is_refused(small: Settings, tmp_path: Path) -> None:
     from sentence_transformers.base.modules import Dense as Layer
 

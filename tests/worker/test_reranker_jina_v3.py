@@ -251,7 +251,7 @@ WRONG = {
     "positions twice as far apart": Wrong("_states", _positions(lambda n: np.arange(n) * 2), SHORT),
     "no positions": Wrong("_states", _positions(lambda n: np.zeros(n, np.int64)), SHORT),
     "no ReLU": Wrong("_projector", _without_relu, tuple(CASES)),
-    "blocks of 64": Wrong("", lambda _: None, ("125 candidates", "130 candidates in two blocks"), 64),
+    "blocks of 64": Wrong("", lambda _: None, ("125 candidates",), 64),
     "joined without weights": Wrong("join", _without_weights, JOINED),
     "not joined": Wrong("join", _each_its_own_query, JOINED),
     "the query first": Wrong("render", _render(_query_first), SHORT),
@@ -332,6 +332,11 @@ def test_a_smaller_block_is_another_ranking_of_the_same_candidates(reranker: Rem
     assert sorted(found.order) == list(range(64))
     with pytest.raises(UsageError, match="takes 1 to 125"):
         ranked(reranker, "64 candidates", 126)
+
+
+def test_equal_scores_keep_the_order_given(reranker: Remembering) -> None:
+    with mock.patch.object(jina_v3, "join", return_value=np.tile([0.5, 0.1], 32)):
+        assert ranked(reranker, "64 candidates").order == (*range(0, 64, 2), *range(1, 64, 2))
 
 
 def test_between_is_asked_before_each_pass_and_ends_the_call(reranker: Remembering) -> None:

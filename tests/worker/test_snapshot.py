@@ -252,6 +252,10 @@ def test_another_pooling_or_width_is_refused(tmp_path: Path, name: str, said_as:
         flags = {key: False for key in json.loads(file.read_text()) if key.startswith("pooling_mode_")}
         edit_json(file, **{**flags, "pooling_mode_mean_tokens": True})
     assert f"its pooling is mean, not {model(name).pooling}" in refused(name, path, fake=True)
+    if said_as == "flags":
+        # Both at once: the two vectors, one after the other.
+        edit_json(file, **dict.fromkeys(flags, True))
+        assert f"not {model(name).pooling}" in refused(name, path, fake=True)
     path = hollow(model(name), tmp_path / "narrow")
     edit_json(path / "1_Pooling" / "config.json", word_embedding_dimension=512)
     assert f"its dimension is 512, not {width}" in refused(name, path, fake=True)
