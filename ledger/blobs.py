@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ledger.server import maxmemory, named_errors
 from ledger.servers import Server
@@ -16,14 +17,24 @@ DEFAULT_BUDGET = 1024 * MIB
 REQUEST_TTL = 120
 
 
-def text_key(batch: str) -> str:
-    """The blob of a batch's chunks."""
-    return f"{PREFIX}blob:{batch}:text"
+def text_key(batch: str, token: str) -> str:
+    """The blob of a batch's chunks; each staging has its own, so that a producer that slept while another
+    took its job over cannot put its text in the place of what was staged."""
+    return f"{PREFIX}blob:{batch}:text:{token}"
 
 
 def part_key(batch: str, model: str, token: str) -> str:
     """The blob of one attempt's vectors; each attempt has its own, so that no loser overwrites a winner."""
     return f"{PREFIX}blob:{batch}:{model}:{token}"
+
+
+def blob_keys(batch: str, fields: Mapping[str, str]) -> list[str]:
+    """All blobs of a batch, from what the ledger has of it; none if it has nothing."""
+    keys = [text_key(batch, fields["text"])] if "text" in fields else []
+    for name, value in fields.items():
+        if name.startswith("part:"):
+            keys.append(part_key(batch, name.removeprefix("part:"), json.loads(value)["token"]))
+    return keys
 
 
 def request_key(identity: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ledger.blobs import Blobs, part_key, text_key
+from ledger.blobs import Blobs, blob_keys
 from ledger.scripts import Scripts
 from ledger.server import Redis, named_errors
 from registry.errors import FleetError, JobUnknown, UsageError
@@ -211,10 +211,13 @@ class Jobs:
 
         False if it had ended already.
         """
-        outcome, *rest = self._run("drop", batch)
-        parts = rest[0] if rest else []
-        keys = [part_key(batch, model, token) for model, token in zip(parts[::2], parts[1::2], strict=True)]
-        self._blobs.delete(batch, [text_key(batch), *keys])
+        with named_errors():
+            # Should the script's answer be lost, its repetition finds nothing.
+            before = self._redis.hgetall(f"{PREFIX}batch:{batch}")
+        outcome, flat = self._run("drop", batch)
+        fields = {name.decode(): value.decode() for name, value in before.items()}
+        fields |= dict(zip(flat[::2], flat[1::2], strict=True))
+        self._blobs.delete(batch, blob_keys(batch, fields))
         return bool(outcome == "dropped")
 
     def bury(self, job: str, letters: Sequence[DeadLetter]) -> State:

@@ -5,12 +5,11 @@ Every aggregator has one; a key with a TTL lets one of them be active.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable
 
-from ledger.blobs import part_key, text_key
+from ledger.blobs import blob_keys
 from ledger.ledger import Ledger
 from ledger.server import named_errors
 from registry.names import PREFIX, QUEUE_AGGREGATE
@@ -67,12 +66,9 @@ class Reconciler:
         """Start the TTL of every open batch's blobs again; those of no open batch die alone."""
         for batch in self.open_batches():
             with named_errors():
-                names = self._ledger.redis.hgetall(f"{PREFIX}batch:{batch}")
-            keys = [text_key(batch)]
-            for name, value in names.items():
-                if name.startswith(b"part:"):
-                    keys.append(part_key(batch, name[5:].decode(), json.loads(value)["token"]))
-            self._ledger.blobs.renew(batch, keys)
+                found = self._ledger.redis.hgetall(f"{PREFIX}batch:{batch}")
+            fields = {name.decode(): value.decode() for name, value in found.items()}
+            self._ledger.blobs.renew(batch, blob_keys(batch, fields))
 
     def open_batches(self) -> list[str]:
         """Every open batch of every unfinished job."""

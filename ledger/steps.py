@@ -57,6 +57,8 @@ class Taken:
     #: Attempts at this step, this one included.
     tries: int
     parts: dict[str, PartRecord]
+    #: The blob of its chunks.
+    text: str
 
     def part_key(self, model: str) -> str:
         """The blob of the recorded part of a model."""
@@ -109,9 +111,9 @@ class Steps:
         to come. Returns the steps to ring, or Full. Raises JobClosed if the job takes no more, LedgerRewound
         if Redis lost the job or went back in time.
         """
-        batch = f"{job}.{n}"
+        batch, token = f"{job}.{n}", secrets.token_hex(8)
         models = plan.models_for(list(names)) if kind != "payload" else ()
-        self._blobs.put(batch, text_key(batch), blob)
+        self._blobs.put(batch, text_key(batch, token), blob)
         digest = hashlib.blake2b(blob, digest_size=8).hexdigest()
         outcome, *rest = self._run(
             "open_batch",
@@ -126,10 +128,13 @@ class Steps:
             json.dumps(list(names)),
             json.dumps(list(models)),
             json.dumps([space_mark(plan, model) for model in models]),
+            token,
         )
-        if outcome in ("opened", "already"):
+        if outcome == "opened" or rest == [token]:
             return [embed_queue(model) for model in models] or [QUEUE_AGGREGATE]
-        self._blobs.delete(batch, [text_key(batch)])
+        self._blobs.delete(batch, [text_key(batch, token)])
+        if outcome == "already":
+            return [embed_queue(model) for model in models] or [QUEUE_AGGREGATE]
         if outcome == "full":
             return Full(int(rest[0]))
         if outcome == "closed":
@@ -164,6 +169,7 @@ class Steps:
             models=tuple(json.loads(fields["models"])),
             tries=int(fields[f"tries:{step}"]),
             parts=parts,
+            text=text_key(batch, fields["text"]),
         )
 
     def renew(self, taken: Taken) -> Renewal:
@@ -177,7 +183,7 @@ class Steps:
 
     def chunks(self, taken: Taken) -> list[Chunk]:
         """The batch's chunks. Raises BlobLost if they are gone or damaged."""
-        (blob,) = self._blobs.get(taken.batch, [text_key(taken.batch)])
+        (blob,) = self._blobs.get(taken.batch, [taken.text])
         return read_chunks(taken.batch, blob)
 
     def put_part(self, taken: Taken, blob: bytes) -> str:
@@ -228,9 +234,7 @@ class Steps:
             truncated,
             json.dumps(letters),
         )
-        self._blobs.delete(
-            taken.batch, [text_key(taken.batch), *(taken.part_key(model) for model in taken.parts)]
-        )
+        self._blobs.delete(taken.batch, [taken.text, *(taken.part_key(model) for model in taken.parts)])
         return bool(outcome[0] == "done")
 
     def due(self, step: str, waiting: int, most: int) -> list[str]:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from ledger.alive import Process
-from ledger.blobs import text_key
 from ledger.jobs import DeadLetter
 from ledger.reconciler import Reconciler
 from ledger.steps import Taken, read_chunks
@@ -259,7 +258,7 @@ class Aggregator(FleetProcess):
 
         Raises BlobLost if the text is gone.
         """
-        keys = [text_key(taken.batch), *(taken.part_key(model) for model in taken.models)]
+        keys = [taken.text, *(taken.part_key(model) for model in taken.models)]
         text, *blobs = self.ledger.blobs.get(taken.batch, keys)
         chunks = read_chunks(taken.batch, text)
         parts: dict[str, Part] = {}

@@ -1,4 +1,4 @@
--- ARGV: job, n, digest, chunks, credit, limit, ring_ms, kind, names, models, spaces
+-- ARGV: job, n, digest, chunks, credit, limit, ring_ms, kind, names, models, spaces, token
 -- Opens batch `job.n` if n is the job's next number and the budget has room; a repeat counts nothing twice.
 local job, n, digest = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local credit, limit, ring = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -6,7 +6,9 @@ local key = job_key(job)
 local state = redis.call('HGET', key, 'state')
 if not state then return { 'gone' } end
 local next_n = tonumber(redis.call('HGET', key, 'next'))
-if n == next_n - 1 and redis.call('HGET', key, 'last') == digest then return { 'already' } end
+if n == next_n - 1 and redis.call('HGET', key, 'last') == digest then
+  return { 'already', redis.call('HGET', batch_key(job .. '.' .. n), 'text') or '' }
+end
 if state ~= 'open' then return { 'closed', state } end
 if n ~= next_n then return { 'gap', next_n } end
 local used = tonumber(redis.call('GET', P .. 'credit') or '0')
@@ -14,7 +16,7 @@ if used > 0 and used + credit > limit then return { 'full', used } end
 local batch, now = job .. '.' .. n, now_ms()
 local models, spaces = cjson.decode(ARGV[10]), cjson.decode(ARGV[11])
 redis.call('HSET', batch_key(batch), 'job', job, 'chunks', ARGV[4], 'credit', credit, 'kind', ARGV[8],
-  'names', ARGV[9], 'models', ARGV[10], 'wait', #models, 'created', now)
+  'names', ARGV[9], 'models', ARGV[10], 'wait', #models, 'created', now, 'text', ARGV[12])
 for i, model in ipairs(models) do
   redis.call('HSET', batch_key(batch), 'space:' .. model, spaces[i])
   redis.call('ZADD', steps_key('embed.' .. model), now + ring, batch)

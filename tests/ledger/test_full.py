@@ -56,7 +56,7 @@ def test_the_script_that_opens_a_batch_is_refused_by_the_server_itself(ledger: L
     job, _ = ledger.jobs.open("c", plan, ["src"])
     fill(ledger)
     with pytest.raises(LedgerFull):
-        ledger.scripts.run("open_batch", job.id, 0, "d", 1, 1, 100, 1, "upsert", "[]", "[]", "[]")
+        ledger.scripts.run("open_batch", job.id, 0, "d", 1, 1, 100, 1, "upsert", "[]", "[]", "[]", "t")
     assert ledger.jobs.get(job.id).next == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ledger.blobs import part_key, text_key
+from ledger.blobs import part_key
 from ledger.jobs import DeadLetter, Job
 from ledger.ledger import Ledger
 from ledger.steps import Full, PartRecord, Refused, Taken, space_mark
@@ -108,7 +108,7 @@ def test_the_budget_refuses_but_always_allows_one(ledger: Ledger, job: Job) -> N
     full = stage(ledger, job, 1, limit=10)
     assert isinstance(full, Full)
     assert full.used == ledger.reserved()
-    assert ledger.redis.exists(text_key(f"{job.id}.1")) == 0
+    assert not ledger.redis.keys(f"v5:blob:{job.id}.1:*")
     ledger.jobs.drop(f"{job.id}.0")
     assert stage(ledger, job, 1, limit=10) == [FIRST, SECOND]
 
@@ -225,12 +225,12 @@ def test_dropping_leaves_no_blob_of_any_part(ledger: Ledger, job: Job) -> None:
 def test_a_batch_whose_text_is_gone_or_damaged_is_dropped_as_lost(ledger: Ledger, job: Job) -> None:
     stage(ledger, job)
     taken = take(ledger, job, FIRST)
-    blob = bytearray(ledger.redis.get(text_key(taken.batch)))
+    blob = bytearray(ledger.redis.get(taken.text))
     blob[-1] ^= 1
-    ledger.redis.set(text_key(taken.batch), bytes(blob))
+    ledger.redis.set(taken.text, bytes(blob))
     with pytest.raises(BlobLost, match="damaged"):
         ledger.steps.chunks(taken)
-    ledger.redis.unlink(text_key(taken.batch))
+    ledger.redis.unlink(taken.text)
     with pytest.raises(BlobLost, match="gone"):
         ledger.steps.chunks(taken)
     assert ledger.jobs.drop(taken.batch) is True
