@@ -3,19 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 # Passed to pip as they are, for example an index with the CPU build of torch.
 PIP_ARGS ?=
-# Passed to `v5 quickstart`, for example --keep.
+# Passed to `v5 quickstart` (--keep) and to `make chaos` (--jobs 3, --json FILE).
 ARGS ?=
+# How many schedules of faults `make chaos` runs, or the one that it replays.
+RUNS ?= 20
+SEED ?=
 MODEL_TESTS := $(wildcard tests/worker/test_bge_m3*.py tests/worker/test_jina_*.py tests/worker/test_reranker_*.py \
 	tests/worker/test_encoders_minilm.py tests/fleet/test_all_models.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test test-slow test-models lint unit bench clean
+.PHONY: help quickstart test test-slow test-models lint unit chaos soak bench clean
 help:
 	@echo "make quickstart   see it work (ARGS=--keep leaves the fleet up)"
 	@echo "make test         lint, types, the house's rules, all tests"
 	@echo "make test-slow    the slow tests that make test leaves out"
 	@echo "make test-models  the models against reference numbers, every figure shown"
+	@echo "make chaos        a fleet under random faults, against an oracle (RUNS=200, or SEED=7 replays one)"
+	@echo "make soak         memory of Redis and the producer over long jobs, every figure shown"
 	@echo "make bench        the benchmarks (on an idle machine)"
 	@echo "make clean        remove .venv and caches"
 
@@ -51,6 +56,12 @@ test-models: $(VENV)/.tests
 
 test-slow: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet -m slow
+
+chaos: $(VENV)/.tests
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--runs $(RUNS)) $(ARGS)
+
+soak: $(VENV)/.tests
+	$(BIN)/python -m pytest --quiet -rP -m soak tests/soak
 
 bench: $(VENV)/.tests
 	$(BIN)/python -m benchmarks.encoders --json benchmarks/results/encoders.json

@@ -24,7 +24,7 @@ FAILED_SECONDS = 3600
 class Process:
     """A process of the fleet as it describes itself."""
 
-    kind: Literal["worker", "aggregator", "flower"]
+    kind: Literal["worker", "aggregator", "producer", "flower"]
     name: str
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)

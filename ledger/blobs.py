@@ -42,6 +42,11 @@ def request_key(identity: str) -> str:
     return f"{PREFIX}blob:request:{identity}"
 
 
+def tries_key(identity: str) -> str:
+    """The processes that run a request, or ended while they did."""
+    return f"{request_key(identity)}:tries"
+
+
 def answer_key(identity: str) -> str:
     """The answer to a request."""
     return f"{PREFIX}blob:answer:{identity}"

@@ -7,6 +7,7 @@ from ledger.blobs import Blobs
 from ledger.goldens import Goldens
 from ledger.jobs import Jobs
 from ledger.rates import Rates
+from ledger.refused import RefusedMessages
 from ledger.requests import Requests
 from ledger.scripts import Scripts
 from ledger.server import Redis, named_errors
@@ -31,10 +32,11 @@ class Ledger:
         self.blobs = Blobs(self.servers.blobs, settings.blob_ttl_seconds)
         self.jobs = Jobs(self.redis, self.scripts, self.blobs, settings.max_dead)
         self.steps = Steps(settings, self.scripts, self.blobs)
-        self.requests = Requests(self.redis)
         self.alive = Alive(self.redis, settings.alive_seconds)
+        self.requests = Requests(self.redis, self.alive)
         self.rates = Rates(self.redis)
         self.goldens = Goldens(self.redis)
+        self.refused = RefusedMessages(settings.ledger_address)
 
     def check(self) -> None:
         """Refuse to start on servers that are away or configured to lose data. Raises LedgerUnavailable."""
@@ -83,3 +85,4 @@ class Ledger:
     def close(self) -> None:
         """Close all connections."""
         self.servers.close()
+        self.refused.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +60,10 @@ class Taken:
     parts: dict[str, PartRecord]
     #: The blob of its chunks.
     text: str
+    #: Whether an earlier attempt vanished: its lease ran out, and its holder said no word since.
+    vanished: bool = False
+    #: By index, the chunks that such attempts were at, alone, and how many of them.
+    strikes: Mapping[int, int] = field(default_factory=dict)
 
     def part_key(self, model: str) -> str:
         """The blob of the recorded part of a model."""
@@ -156,6 +161,7 @@ class Steps:
             for name, value in fields.items()
             if name.startswith("part:")
         }
+        strikes = Counter(int(value) for name, value in fields.items() if name.startswith(f"strike:{step}:"))
         return Taken(
             batch=batch,
             step=step,
@@ -170,11 +176,22 @@ class Steps:
             tries=int(fields[f"tries:{step}"]),
             parts=parts,
             text=text_key(batch, fields["text"]),
+            vanished=bool(strikes) or f"vanished:{step}" in fields,
+            strikes=dict(strikes),
         )
 
     def renew(self, taken: Taken) -> Renewal:
         """Keep the lease for another period, or take it back if it ran out and nobody has it."""
         outcome: Renewal = self._run("renew", taken.batch, taken.step, taken.token, self._lease_ms)
+        return outcome
+
+    def name(self, taken: Taken, chunk: int | None) -> Renewal:
+        """Renew the lease and say which chunk goes through alone from now on; None: none does any more.
+
+        Should this process vanish, that chunk is what it was at. Only `kept` means that it was noted.
+        """
+        named = "" if chunk is None else chunk
+        outcome: Renewal = self._run("renew", taken.batch, taken.step, taken.token, self._lease_ms, named)
         return outcome
 
     def defer(self, taken: Taken, delay: float) -> None:
@@ -211,8 +228,10 @@ class Steps:
         return bool(outcome == "ready")
 
     def unrecord(self, taken: Taken, model: str) -> None:
-        """The blob of a recorded part is gone: that model's step is due again."""
+        """The blob of a recorded part is gone or of no use: that model's step is due again."""
         self._run("unrecord", taken.batch, model, taken.parts[model].token)
+        # Of a batch that was closed meanwhile, too: nobody reads it any more.
+        self._blobs.delete(taken.batch, [taken.part_key(model)])
 
     def close(
         self,
@@ -222,8 +241,12 @@ class Steps:
         tokens_kept: int,
         truncated: int,
         dead: Sequence[DeadLetter],
+        lost: int = 0,
     ) -> bool:
-        """End the batch after the store's acknowledgement, then delete its blobs; False if it had ended."""
+        """End the batch after the store's acknowledgement, then delete its blobs; False if it had ended.
+
+        `lost` of its chunks were not written: what they were to update had gone. Their producer looks again.
+        """
         letters = {letter.id: json.dumps(asdict(letter)) for letter in dead}
         outcome = self._run(
             "close",
@@ -233,6 +256,7 @@ class Steps:
             tokens_kept,
             truncated,
             json.dumps(letters),
+            lost,
         )
         self._blobs.delete(taken.batch, [taken.text, *(taken.part_key(model) for model in taken.parts)])
         return bool(outcome[0] == "done")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from producer.draft import payload_bytes, text_bytes
@@ -43,21 +44,33 @@ def windows(items: Iterable[Chunk | Problem], settings: Settings) -> Iterator[Wi
         yield window
 
 
-def cut_batches(chunks: Iterable[Chunk], settings: Settings) -> Iterator[list[Chunk]]:
+def cut_batches(
+    chunks: Iterable[Chunk],
+    settings: Settings,
+    vectors: Callable[[int], int] = lambda _size: 0,
+    most_vectors: int = sys.maxsize,
+) -> Iterator[list[Chunk]]:
     """Batches of texts of similar length, shortest first: little padding, and equal cost per batch.
 
-    A batch closes at `batch_chunks` or before its text would pass `batch_bytes`; a chunk with more text
-    than that is a batch alone. Equal lengths are ordered by id, so the order of `chunks` does not matter.
+    A batch closes at `batch_chunks`, before its text would pass `batch_bytes`, or before its vectors would
+    pass `most_vectors` bytes, where `vectors(bytes of text)` are those of one chunk; a chunk with more than
+    that is a batch alone. Equal lengths are ordered by id, so the order of `chunks` does not matter.
     """
     batch: list[Chunk] = []
-    held = 0
+    held = vector_bytes = 0
     for size, chunk in sorted(
         ((text_bytes(c.text), c) for c in chunks), key=lambda pair: (pair[0], pair[1].id)
     ):
-        if batch and (len(batch) >= settings.batch_chunks or held + size > settings.batch_bytes):
+        cost = vectors(size)
+        if batch and (
+            len(batch) >= settings.batch_chunks
+            or held + size > settings.batch_bytes
+            or vector_bytes + cost > most_vectors
+        ):
             yield batch
-            batch, held = [], 0
+            batch, held, vector_bytes = [], 0, 0
         batch.append(chunk)
         held += size
+        vector_bytes += cost
     if batch:
         yield batch

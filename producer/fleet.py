@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ from registry.settings import Settings
 REPEAT = 10.0
 #: A process that nobody has seen for this long is not coming back by itself. Seconds.
 ABSENT = 20.0
+#: A request to the store is made anew so often after its arguments or its answer arrived damaged.
+MOST_DAMAGED = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class Collection:
     plan: Plan
     #: How the numbers came about, by named vector: model, backend, device, dtype, tf32, quantization.
     numerics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A vector that a migration removes and has embedded anew; `standing` and `offered` are fingerprints."""
+
+    name: str
+    standing: str
+    offered: str
+    #: The facts that differ, for people.
+    difference: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ class Pending:
     task: str
     queue: str
     deadline: float
+    #: Kept, since Redis may lose them.
+    arguments: bytes
 
 
 class Fleet:
@@ -104,9 +119,7 @@ class Fleet:
     def ask(self, task: str, queue: str, arguments: dict[str, Any]) -> Pending:
         """Send a request; `answer` waits for what comes back."""
         deadline = time.time() + self.settings.request_seconds
-        pending = Pending(uuid.uuid4().hex, task, queue, deadline)
-        seconds = int(self.settings.request_seconds) + REQUEST_TTL
-        self.ledger.requests.ask(pending.id, pack_json(arguments), seconds)
+        pending = Pending(uuid.uuid4().hex, task, queue, deadline, pack_json(arguments))
         self._send(pending)
         return pending
 
@@ -139,6 +152,8 @@ class Fleet:
             self._send(pending)
 
     def _send(self, pending: Pending) -> None:
+        seconds = int(self.settings.request_seconds) + REQUEST_TTL
+        self.ledger.requests.ask(pending.id, pending.arguments, seconds)
         request = Request(id=pending.id, deadline=pending.deadline)
         try:
             self.app.send_task(
@@ -168,7 +183,15 @@ class Fleet:
         return _no_worker(request_model(pending.queue))
 
     def _store(self, operation: str, arguments: dict[str, Any]) -> Any:
-        return unpack_json(self.answer(self.ask(f"{TASK_STORE}.{operation}", QUEUE_STORE, arguments)))
+        task, left = f"{TASK_STORE}.{operation}", MOST_DAMAGED
+        while True:
+            try:
+                return unpack_json(self.answer(self.ask(task, QUEUE_STORE, arguments)))
+            except CodecError:
+                # Arguments or answer were damaged on their way: both are made anew.
+                left -= 1
+                if left < 0:
+                    raise
 
     def open_collection(self, name: str, plan: Plan) -> Collection:
         """Create the collection for the plan, or check that it fits. Raises SpaceMismatch, UsageError."""
@@ -177,6 +200,29 @@ class Fleet:
     def describe(self, name: str) -> Collection:
         """The collection's plan and size. Raises UsageError if it does not exist."""
         return _collection(self._store("describe", {"collection": name}))
+
+    def plan(self, name: str) -> Plan:
+        """The collection's plan alone. Raises UsageError if it does not exist."""
+        answer = self._store("plan", {"collection": name})
+        found: Plan = make_plan(**answer["plan"])
+        return found
+
+    def changes(self, name: str, plan: Plan) -> tuple[int, list[Change]]:
+        """How many points the collection has, and which of its vectors a migration to the plan would have
+        embedded anew. Raises UsageError if it cannot be migrated to the plan."""
+        answer = self._store("changes", {"collection": name, "plan": plan.model_dump(mode="json")})
+        return int(answer["points"]), [Change(**row) for row in answer["changes"]]
+
+    def migrate(self, name: str, plan: Plan, started: int) -> bool:
+        """Remove what stands in other spaces than the plan's, for a job of that start; to be called until it
+        says that it is done. Raises as `changes`."""
+        asked = {"collection": name, "plan": plan.model_dump(mode="json"), "started": started}
+        return bool(self._store("migrate", asked)["done"])
+
+    def lacking(self, name: str, names: Sequence[str]) -> dict[str, int]:
+        """How many points of the collection lack each of the named vectors."""
+        found: dict[str, int] = self._store("lacking", {"collection": name, "names": list(names)})
+        return found
 
     def compare(self, name: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
         """What each of `[id, content_hash, payload_hash]` lacks: `same`, `absent`, `changed`, `payload`, or
@@ -187,11 +233,12 @@ class Fleet:
         return found
 
     def search(
-        self, name: str, names: Sequence[str], parts: dict[str, str], limit: int
+        self, name: str, vectors: Mapping[str, str], parts: dict[str, str], limit: int
     ) -> list[dict[str, Any]]:
-        """The best hits; `parts` are the models' query vectors, as text (see `v5 search`)."""
+        """The best hits; `vectors` are fingerprints by name, `parts` the models' query vectors, as text (see
+        `v5 search`). Raises SpaceMismatch if other vectors stand there."""
         found: list[dict[str, Any]] = self._store(
-            "search", {"collection": name, "names": list(names), "parts": parts, "limit": limit}
+            "search", {"collection": name, "vectors": dict(vectors), "parts": parts, "limit": limit}
         )
         return found
 

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ledger.alive import Process
+from ledger.blobs import DEFAULT_BUDGET
 from ledger.rates import Rate, rated_as
 from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
-from producer.credit import vector_bytes
+from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
 from producer.draft import payload_bytes, text_bytes
 from producer.problem import Problem
 from registry import footprint
@@ -167,19 +168,23 @@ def forecast(
     settings: Settings,
     speed: Mapping[str, Speed],
     report: Callable[[Forecast], None] = lambda _forecast: None,
+    *,
+    budget: int = DEFAULT_BUDGET,
 ) -> Forecast:
-    """Read and cut the whole corpus; memory is bounded by a window, as in a submission.
+    """Read and cut the whole corpus for an in-flight `budget`; memory is bounded by a window, as in a
+    submission.
 
     It is taken to be new: what the collection has of it already would be skipped. `report` sees the forecast
     grow, after each window.
     """
     found = Forecast(plan, {name: ModelForecast(0, speed[name]) for name in plan.models})
     names = [vector.name for vector in plan.vectors()]
+    cost = vector_cost(plan, names)
     sums = dict.fromkeys(plan.models, 0.0)
     for window in windows(corpus.items(), settings):
         _count(found, window.problems)
         found.chunks += len(window.chunks)
-        for batch in cut_batches(window.chunks, settings):
+        for batch in cut_batches(window.chunks, settings, cost, budget // BATCHES_AT_LEAST):
             _add(found, batch, names)
             for name in plan.models:
                 most = sys.maxsize if plan.truncate == "split-and-pool" else embedder(name).max_tokens

@@ -49,10 +49,9 @@ class Reranked:
 
 def find(fleet: Fleet, collection: str, query: str, using: Sequence[str], limit: int) -> list[Hit]:
     """The best hits by the named vectors (default: all, fused), best first."""
-    plan = fleet.describe(collection).plan
+    plan = fleet.plan(collection)
     names = list(using) or default_names(plan)
-    for name in names:
-        plan.vector(name)
+    vectors = {name: plan.vector(name).fingerprint for name in names}
     blobs = fleet.embed_query(plan, plan.models_for(names), query)
     parts = {model: base64.b64encode(blob).decode() for model, blob in blobs.items()}
     return [
@@ -63,7 +62,7 @@ def find(fleet: Fleet, collection: str, query: str, using: Sequence[str], limit:
             start_line=hit["payload"].get("start_line"),
             text=str(hit["payload"].get("text") or ""),
         )
-        for hit in fleet.search(collection, names, parts, limit)
+        for hit in fleet.search(collection, vectors, parts, limit)
     ]
 
 

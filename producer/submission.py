@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from ledger.jobs import DeadLetter, Job
+from ledger.jobs import DeadLetter, Job, State
 from ledger.steps import Full, Kind
 from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
-from producer.credit import vector_bytes
+from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
 from producer.fleet import Fleet
 from producer.problem import Problem
 from producer.pruning import Pruning
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
-from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound
+from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound, V5Error
 from registry.index import Index
 from registry.plan import Plan
 
@@ -85,6 +85,8 @@ class Summary:
     pruned: int | None = None
     #: What is to be said about it: why it was not done, or what was left.
     prune_note: str = ""
+    #: After a migration, by named vector of the plan: points of the collection that lack it.
+    lacking: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -103,8 +105,10 @@ class Submission:
         report: Callable[[Progress], None] = lambda _progress: None,
         *,
         pruning: Pruning | None = None,
+        migrate: bool = False,
     ) -> None:
-        """With `pruning`, what the collection has of the corpus' sources and the corpus has not, goes."""
+        """With `pruning`, what the collection has of the corpus' sources and the corpus has not, goes. With
+        `migrate`, so do vectors that stand in other spaces than the plan's, before anything is staged."""
         self._fleet = fleet
         self._settings = fleet.settings
         self._ledger = fleet.ledger
@@ -114,6 +118,7 @@ class Submission:
         self._names = [vector.name for vector in plan.vectors()]
         self._report = report
         self._pruning = pruning
+        self._migrate = migrate
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._looked = 0.0
         self._seen: Job | None = None
@@ -130,31 +135,41 @@ class Submission:
         """
         began = time.monotonic()
         pruned, prune_note = None, ""
+        lacking: dict[str, int] = {}
+        migrating = self._migrated() if self._migrate else None
         standing = self._patient(lambda: self._fleet.open_collection(self._collection, self._plan))
         self._say_other_index(standing.plan)
         self._limit = self._patient(lambda: self._ledger.blobs.budget(self._settings.inflight_bytes))
-        job = self._open()
+        job = migrating or self._open()
         try:
             for _ in range(MOST_PASSES):
                 try:
                     lost = self._look(job.id, force=True).lost
                     self._pass(job.id)
-                    self._drain(job.id)
-                    if self._look(job.id, force=True).lost == lost:
+                    seen = self._drain(job.id)
+                    if seen.next != self._next:
+                        raise LedgerRewound(f"of job {job.id}, batches that were staged are not known")
+                    if seen.lost == lost:
+                        if self._pruning is not None:
+                            pruned, prune_note = self._prune(self._pruning, job.id)
+                        if self._migrate:
+                            counts = self._patient(lambda: self._fleet.lacking(self._collection, self._names))
+                            lacking = {name: count for name, count in counts.items() if count}
+                        state = self._seal(job.id)
+                        last = self._look(job.id, force=True)
                         break
+                    if seen.state == "open":
+                        self._start_anew()
                 except (LedgerRewound, JobUnknown):
                     # The collection is the final ledger: what is stored is skipped, the rest is staged anew.
-                    self._say_waiting("Redis has lost data; starting over with what is not stored yet")
+                    log.warning("Redis has lost data; what is not stored yet is staged anew")
                     job = self._open()
             else:
                 raise FleetError(
-                    f"in each of {MOST_PASSES} passes Redis lost text on its way; mend Redis (`v5 doctor` "
-                    f"helps), then submit again: job {job.id} goes on with what is not stored yet"
+                    f"in each of {MOST_PASSES} passes Redis lost text on its way, or points vanished that "
+                    "were to be updated; mend Redis (`v5 doctor` helps), or end what removes points, then "
+                    f"submit again: job {job.id} goes on with what is not stored yet"
                 )
-            if self._pruning is not None:
-                pruned, prune_note = self._prune(self._pruning, job.id)
-            state = self._patient(lambda: self._ledger.jobs.seal(job.id))
-            last = self._look(job.id, force=True)
         except JobClosed as error:
             last = self._look(job.id, force=True)
             state = last.state
@@ -186,7 +201,25 @@ class Submission:
             plan=self._plan.describe(),
             pruned=pruned,
             prune_note=prune_note,
+            lacking=lacking,
         )
+
+    def _migrated(self) -> Job:
+        """Open the job, so that no other plan has the collection, then have the vectors of other spaces
+        removed. Raises as Fleet.migrate; a job of which nothing came is cancelled then."""
+        job = self._open()
+        try:
+            while not self._patient(lambda: self._fleet.migrate(self._collection, self._plan, job.started)):
+                self._say_waiting("the vectors of the former space are being removed")
+                self._look(job.id, force=True)
+        except BaseException as error:
+            with contextlib.suppress(InfrastructureError):
+                if isinstance(error, V5Error) and not isinstance(error, InfrastructureError) and not job.next:
+                    self._ledger.jobs.cancel(job.id)
+                self._ledger.jobs.let_go(job.id, self._holder)
+            raise
+        self.progress.waiting = ""
+        return job
 
     def _prune(self, pruning: Pruning, job: str) -> tuple[int | None, str]:
         """Remove what the last pass did not have; how many points went, and what is to be said about it."""
@@ -220,18 +253,22 @@ class Submission:
 
     def _open(self) -> Job:
         """Adopt or open the job; wait for what an earlier run left in flight."""
-        what = (self._collection, self._plan, self._corpus.sources, self._corpus.part)
-        job, adopted = self._patient(lambda: self._ledger.jobs.open(*what))
+        job, adopted = self._start_anew()
         self.progress.job, self.progress.adopted = job.id, adopted
         self._base = job.done
         if self._drain(job.id).state == "open" and adopted:
-            # Adopted again with nothing under way, it starts now: newer than what others wrote meanwhile.
-            self._patient(lambda: self._ledger.jobs.open(*what))
+            self._start_anew()
         job = self._look(job.id, force=True)
         # What an earlier run staged is found in the collection by the coming pass.
         self._base, self._next = job.done, job.next
         self.progress.done = 0
         return job
+
+    def _start_anew(self) -> tuple[Job, bool]:
+        """Open or adopt the job; says whether it was adopted. Adopted with nothing under way, it starts now:
+        newer than what others wrote meanwhile."""
+        what = (self._collection, self._plan, self._corpus.sources, self._corpus.part)
+        return self._patient(lambda: self._ledger.jobs.open(*what))
 
     def _pass(self, job: str) -> None:
         """Read the whole corpus once and stage what the collection lacks."""
@@ -249,7 +286,8 @@ class Submission:
             progress.read += len(window.chunks)
             fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
             for (kind, names), chunks in self._lacking(fresh).items():
-                for batch in cut_batches(chunks, self._settings):
+                cost = vector_cost(self._plan, names)
+                for batch in cut_batches(chunks, self._settings, cost, self._limit // BATCHES_AT_LEAST):
                     self._stage(job, kind, names, batch)
             if self._look(job).state == "cancelled":
                 raise JobClosed(f"job {job} is cancelled; nothing more can be staged into it")
@@ -327,6 +365,9 @@ class Submission:
         while (seen := self._look(job, force=True)).open_batches:
             time.sleep(LOOK)
         return seen
+
+    def _seal(self, job: str) -> State:
+        return self._patient(lambda: self._ledger.jobs.seal(job))
 
     def _look(self, job: str, *, force: bool = False) -> Job:
         """Ask the ledger how far the job is, at most every LOOK seconds, and report it."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 
+from registry.envelopes import RefusedMessage
 from registry.names import BROKER_PREFIX
 from registry.settings import Settings, load_settings
+from registry.transport import Screen, guarded
 
 #: A message unacknowledged for this long is delivered again. Seconds. Steps do not depend on it (their lease
 #: does that); it only has to outlast a batch.
@@ -25,8 +28,9 @@ _TRANSPORT: dict[str, Any] = {
     "priority_steps": [0],
     # Queues are served in the order they are listed: requests before bulk work.
     "queue_order_strategy": "priority",
-    # Without it a publish hangs while Redis is frozen.
-    "socket_timeout": 30,
+    # Without it a publish hangs while Redis is frozen. On connections that a router forgot, a consumer waits
+    # for as long several times in a row: for its acknowledgement, its events, its sweep.
+    "socket_timeout": 10,
     "socket_connect_timeout": 5,
     # A host that lost power, and a connection that is open at one end only, are noticed.
     "socket_keepalive": True,
@@ -34,11 +38,13 @@ _TRANSPORT: dict[str, Any] = {
 }
 
 
-def make_app(settings: Settings) -> Celery:
-    """A configured application; it connects on first use."""
+def make_app(settings: Settings, refused: Callable[[RefusedMessage], None] = lambda _message: None) -> Celery:
+    """A configured application; it connects on first use. `refused(message)` is told of each message that is
+    not let in."""
     url = settings.celery_url
+    screen = Screen(lambda: app.tasks, refused)
     # No result backend: answers to requests are blobs of the ledger, which a caller may ask for again.
-    app = Celery("v5", broker=url, set_as_current=False)
+    app = Celery("v5", broker=url, set_as_current=False, amqp=guarded(screen))
     transport = dict(_TRANSPORT)
     if url.startswith("redis+socket://"):
         # A Unix socket knows no keepalive and refuses the option.

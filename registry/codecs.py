@@ -94,7 +94,7 @@ def unpack_json(blob: bytes) -> Any:
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CodecError(f"a blob is not JSON: {error}") from None
 
 
@@ -212,9 +212,6 @@ def unpack_part(blob: bytes, limit: int = MAX_FRAME_BYTES) -> Part:
     """A model's part of a batch, at most `limit` bytes. Raises CodecError if anything in it does not fit."""
     try:
         tensors = _load_tensors(unseal("vectors", blob, limit))
-    except SafetensorError as error:
-        raise CodecError(f"a vectors blob is not safetensors: {error}") from None
-    try:
         about = _json(tensors["about"].tobytes())
         seen, kept = tensors["tokens.seen"], tensors["tokens.kept"]
         vectors: dict[OutputKind, Vectors] = {}
@@ -226,12 +223,13 @@ def unpack_part(blob: bytes, limit: int = MAX_FRAME_BYTES) -> Part:
             )
         if "multi.values" in tensors:
             vectors["multi"] = Multi(tensors["multi.values"], tensors["multi.offsets"])
-        part = Part(
-            vectors, seen, kept, {int(i): str(why) for i, why in about["rejected"].items()}, about["notes"]
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        rejected = {int(i): str(why) for i, why in about["rejected"].items()}
+        part = Part(vectors, seen, kept, rejected, dict(about["notes"]))
+        _check_shapes(part)
+    except SafetensorError as error:
+        raise CodecError(f"a vectors blob is not safetensors: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CodecError(f"a vectors blob lacks what it must hold: {error!r}") from None
-    _check_shapes(part)
     return part
 
 

@@ -42,6 +42,10 @@ class CodecError(V5Error):
     """Bytes that are not what their label says: wrong magic, checksum, size or shape."""
 
 
+class OtherVersion(CodecError):
+    """A message whose meaning this process does not know: its sender is of another version."""
+
+
 class BlobLost(V5Error):
     """A blob the ledger points at is not there."""
 

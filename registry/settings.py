@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     tf32: bool = False
     #: CPU threads of a forward pass; 0: all cores this process may use.
     threads: int = Field(default=0, ge=0)
+    #: Padded tokens of a micro-batch; 0: the model's own number, or less where the device once had no memory
+    #: for that (`budgets.json` in the data directory). What is set here is neither remembered nor forgotten.
+    micro_batch_tokens: int = Field(default=0, ge=0)
     #: Serve made-up vectors, in spaces of their own (tests, rehearsals).
     fake_encoders: bool = False
     #: Serve the real architectures with whatever weights V5_WEIGHTS names, in the spaces of made-up vectors
@@ -75,6 +78,8 @@ class Settings(BaseSettings):
     fake_weights: bool = False
     #: Seconds one fake forward pass takes per chunk.
     fake_seconds: float = Field(default=0.0, ge=0)
+    #: Padded tokens for which a fake device has memory; 0: any number.
+    fake_memory_tokens: int = Field(default=0, ge=0)
     #: Batches of a worker between two looks at its golden vectors.
     golden_batches: int = Field(default=500, ge=1)
 
@@ -86,6 +91,13 @@ class Settings(BaseSettings):
     reconcile_seconds: float = Field(default=2.0, gt=0)
     #: A process that has not said it lives for this long is taken for dead.
     alive_seconds: float = Field(default=15.0, gt=0)
+    #: A process that is idle and takes nothing for this long, though messages wait in its queue, ends itself.
+    stuck_seconds: float = Field(default=120.0, gt=0)
+    #: A step without progress (no forward pass ends, no request to the store is answered) for this long ends
+    #: its process; longer than the longest forward pass. Loading a model may be silent for as long.
+    hang_seconds: float = Field(default=600.0, gt=0)
+    #: A process that gives no sign of life at all for this long is ended by its own timer or its supervisor.
+    silent_seconds: float = Field(default=60.0, gt=0)
     #: Blobs of an open batch are renewed well before this; an orphan dies after it.
     blob_ttl_seconds: int = Field(default=3 * 86400, gt=60)
     #: Text and reserved vectors in flight, over all producers.

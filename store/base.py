@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.plan import Plan
+from store.binding import Binding, Change
 
 DenseVector = npt.NDArray[np.float32]
 
@@ -84,7 +85,8 @@ class Store(Protocol):
 
     Every method may raise StoreUnavailable (try again later) or StoreRefused (never). All writes are durable
     when they return, idempotent, and conditional: nothing is written over a point whose `v5.started` is
-    newer than the one offered.
+    newer than the one offered. Writes and queries of a vector that is being migrated raise SpaceMismatch, as
+    do writes of a job older than the vector's migration.
     """
 
     def connect(self) -> None:
@@ -110,6 +112,32 @@ class Store(Protocol):
         """The collection's plan. Raises as `describe`, which also counts."""
         ...
 
+    def binding(self, collection: str) -> Binding:
+        """What the collection's vectors were made with, which a newer program's plan may not say any more.
+        Raises as `describe`."""
+        ...
+
+    def changes(self, collection: str, plan: Plan) -> list[Change]:
+        """The vectors that `migrate` would remove; empty if the plan fits, or there is no such collection.
+
+        Raises UsageError where the collection cannot be migrated to the plan.
+        """
+        ...
+
+    def migrate(self, collection: str, plan: Plan, started: int, forget: Sequence[str] = ()) -> bool:
+        """Remove the vectors that stand in other spaces than the plan's, and bind their names to these.
+
+        `started` is the start of the job that will write the new ones: what older jobs still write there is
+        refused, or left out of every answer. Notes of the keys `forget` go with the former vectors. Works
+        for some seconds and returns whether it is done; called again, also after a crash, it goes on. In
+        between the vectors can be neither searched nor written. Raises as `changes`.
+        """
+        ...
+
+    def lacking(self, collection: str, names: Sequence[str]) -> dict[str, int]:
+        """How many points lack each of the named vectors."""
+        ...
+
     def collections(self) -> list[str]:
         """The names of all collections, sorted."""
         ...
@@ -131,13 +159,18 @@ class Store(Protocol):
         """Write whole points, replacing what stands unless it is newer than `started`."""
         ...
 
-    def update_vectors(self, collection: str, points: Sequence[Point], started: int) -> None:
+    def update_vectors(self, collection: str, points: Sequence[Point], started: int) -> list[str]:
         """Add or replace vectors of standing points of the same content hash, keep their others; then write
-        the payload. Points that do not stand, or stand with another text, are left alone."""
+        the payload. Points that do not stand, or stand with another text, are left alone.
+
+        Returns the ids of those that are not as they should be afterwards: neither written nor a newer
+        job's, which may have given them another text or these very vectors.
+        """
         ...
 
-    def update_payload(self, collection: str, points: Sequence[Point], started: int) -> None:
-        """Replace the payload of standing points of the same content hash, keep all vectors."""
+    def update_payload(self, collection: str, points: Sequence[Point], started: int) -> list[str]:
+        """Replace the payload of standing points of the same content hash, keep all vectors. Returns as
+        `update_vectors`."""
         ...
 
     def query(self, collection: str, queries: dict[str, Vector], limit: int, prefetch: int = 0) -> list[Hit]:

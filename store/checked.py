@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Set
 from typing import Any
@@ -11,16 +13,37 @@ from uuid import UUID
 from registry.errors import StoreRefused, UsageError
 from registry.plan import Plan
 from store.base import CollectionInfo, Hit, Point, Sourced, Standing, StoredPoint, Vector
+from store.binding import Binding, Change
 from store.engine import EngineCollection
 from store.fusion import best
-from store.points import SOURCE, STANDING_KEYS, UPDATE_KEYS, source_of, standing_of, updated
+from store.points import (
+    CONTENT_HASH,
+    SOURCE,
+    STANDING_KEYS,
+    UPDATE_KEYS,
+    UPDATED_KEYS,
+    content_hash_of,
+    source_of,
+    standing_of,
+    started_of,
+    updated,
+)
 from store.vectors import fault
+
+#: Points that a migration changes by one request to the engine. The embedded one holds the interpreter
+#: meanwhile, 40 µs each.
+MIGRATE_POINTS = 2_000
+#: How long one call of `migrate` works. Seconds.
+MIGRATE_SECONDS = 5.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class CheckedStore(ABC):
     """The Store interface over an engine's collections; see store.base.Store for what its methods promise."""
+
+    def __init__(self) -> None:
+        self._one_migration = threading.Lock()
 
     @abstractmethod
     def _find(self, name: str) -> EngineCollection | None:
@@ -59,6 +82,59 @@ class CheckedStore(ABC):
         """See Store.plan."""
         return self._collection(collection).binding.plan
 
+    def binding(self, collection: str) -> Binding:
+        """See Store.binding."""
+        self._forget(collection)
+        return self._collection(collection).binding
+
+    def changes(self, collection: str, plan: Plan) -> list[Change]:
+        """See Store.changes."""
+        self._forget(collection)
+        found = self._find(_checked(collection))
+        if found is None:
+            return []
+        where = _where(collection)
+        changes = found.binding.changes(plan, where)
+        if changes:
+            found.require_renewable(found.binding.leaving(plan, 0, where).arrived(plan, where))
+        return changes
+
+    def migrate(
+        self,
+        collection: str,
+        plan: Plan,
+        started: int,
+        forget: Sequence[str] = (),
+        seconds: float = MIGRATE_SECONDS,
+    ) -> bool:
+        """See Store.migrate."""
+        end = time.monotonic() + seconds
+        where = _where(collection)
+        with self._one_migration:
+            if not self.changes(collection, plan):
+                return True
+            self._require_room()
+            found = self._collection(collection)
+            leaving = found.binding.leaving(plan, started, where)
+            if leaving is not found.binding:
+                # From here on the former vectors are neither read nor written.
+                found.leave(leaving)
+            if leaving.migrating is None:
+                raise RuntimeError(f"{where} is left for nothing")
+            names = list(leaving.migrating.targets)
+            while found.clear(names, leaving.migrating.since, MIGRATE_POINTS):
+                if time.monotonic() >= end:
+                    return False
+            found.arrive(leaving.arrived(plan, where), names, forget)
+            return True
+
+    def lacking(self, collection: str, names: Sequence[str]) -> dict[str, int]:
+        """See Store.lacking."""
+        self._forget(collection)
+        found = self._collection(collection)
+        points = found.points
+        return {name: points - found.having_count(name) for name in names}
+
     def notes(self, collection: str) -> dict[str, Any]:
         """See Store.notes."""
         return self._collection(collection).notes
@@ -78,7 +154,7 @@ class CheckedStore(ABC):
         with found.reading():
             payloads = {r.id: r.payload for r in found.retrieve(wanted, STANDING_KEYS, False)}
             vectors: dict[str, set[str]] = {id_: set() for id_ in payloads}
-            for name in found.binding.vectors if payloads else ():
+            for name in found.binding.settled if payloads else ():
                 for id_ in found.having([*payloads], name):
                     vectors[id_].add(name)
         return {id_: standing_of(payload, frozenset(vectors[id_])) for id_, payload in payloads.items()}
@@ -87,19 +163,24 @@ class CheckedStore(ABC):
         """See Store.upsert. Writes none of the points if the vectors of one do not fit."""
         found = self._fitting(collection, points)
         with found.writing() as writer:
+            _require_current(found, points, started)
             writer.upsert(points, started)
 
-    def update_vectors(self, collection: str, points: Sequence[Point], started: int) -> None:
+    def update_vectors(self, collection: str, points: Sequence[Point], started: int) -> list[str]:
         """See Store.update_vectors. Writes none of the points if the vectors of one do not fit."""
         found = self._fitting(collection, points)
         with found.writing() as writer:
+            _require_current(found, points, started)
             writer.update_vectors(_updates(found, points), started)
+        return _unwritten(found, points, started)
 
-    def update_payload(self, collection: str, points: Sequence[Point], started: int) -> None:
+    def update_payload(self, collection: str, points: Sequence[Point], started: int) -> list[str]:
         """See Store.update_payload."""
         found = self._fitting(collection, points)
         with found.writing() as writer:
+            _require_current(found, points, started)
             writer.update_payload(_updates(found, points), started)
+        return _unwritten(found, points, started)
 
     def query(self, collection: str, queries: dict[str, Vector], limit: int, prefetch: int = 0) -> list[Hit]:
         """See Store.query. Raises UsageError if a query vector does not fit the collection."""
@@ -114,6 +195,7 @@ class CheckedStore(ABC):
             if problem := fault(name, vector, found.binding.vectors):
                 raise UsageError(f"query of collection {collection!r}: {problem}")
         with found.reading():
+            found.binding.require_settled(_where(collection), queries)
             ranked = best(found.nearest(queries, limit, prefetch), limit)
             payloads = {r.id: r.payload for r in found.retrieve([id_ for id_, _ in ranked], None, False)}
         # A point may have been deleted between the two reads of an engine that serves others, too.
@@ -122,9 +204,14 @@ class CheckedStore(ABC):
     def get(self, collection: str, ids: Sequence[str], with_vectors: bool) -> list[StoredPoint]:
         """See Store.get."""
         wanted = _canonical(ids)
-        records = {r.id: r for r in self._collection(collection).retrieve(wanted, None, with_vectors)}
+        found = self._collection(collection)
+        with found.reading():
+            settled = found.binding.settled
+            records = {r.id: r for r in found.retrieve(wanted, None, with_vectors)}
         return [
-            StoredPoint(id_, records[id_].payload, records[id_].vectors) for id_ in wanted if id_ in records
+            StoredPoint(id_, r.payload, {name: r.vectors[name] for name in r.vectors if name in settled})
+            for id_ in wanted
+            if (r := records.get(id_)) is not None
         ]
 
     def scroll(self, collection: str, after: str, limit: int) -> tuple[list[Sourced], str]:
@@ -187,6 +274,16 @@ def _info(found: EngineCollection) -> CollectionInfo:
     return CollectionInfo(found.name, found.binding.plan, found.points)
 
 
+def _where(name: str) -> str:
+    return f"collection {name!r}"
+
+
+def _require_current(found: EngineCollection, points: Sequence[Point], started: int) -> None:
+    """Raise SpaceMismatch if a job of that start may not write these vectors; called where no migration of
+    this process comes between."""
+    found.binding.require_current({name for p in points for name in p.vectors}, started, _where(found.name))
+
+
 def _checked(name: str) -> str:
     """A name that every engine takes, and every file system. Raises UsageError."""
     if not _NAME.fullmatch(name):
@@ -209,3 +306,22 @@ def _updates(found: EngineCollection, points: Sequence[Point]) -> list[Point]:
     """Those points whose text stands, with what of the standing payload must stay."""
     payloads = {r.id: r.payload for r in found.retrieve([p.id for p in points], UPDATE_KEYS, False)}
     return [new for p in points if (new := updated(p, payloads.get(p.id, {}))) is not None]
+
+
+def _unwritten(found: EngineCollection, points: Sequence[Point], started: int) -> list[str]:
+    """Of points that were just updated, those that stand neither as written nor as a newer job's."""
+    seen = {r.id: r.payload for r in found.retrieve([p.id for p in points], UPDATED_KEYS, False)}
+    newer: dict[str, Point] = {}
+    lost = []
+    for point in points:
+        payload = seen.get(point.id)
+        same = payload is not None and payload.get(CONTENT_HASH) == content_hash_of(point)
+        if payload is not None and started_of(payload) > started:
+            # With another text it is that job's; with this one it must have these vectors, too.
+            newer |= {point.id: point} if same else {}
+        elif not same or (payload is not None and started_of(payload) < started):
+            lost.append(point.id)
+    for name in {name for point in newer.values() for name in point.vectors}:
+        there = found.having([*newer], name)
+        lost += [id_ for id_, point in newer.items() if name in point.vectors and id_ not in there]
+    return list(dict.fromkeys(lost))

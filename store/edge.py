@@ -24,6 +24,7 @@ class EdgeStore(CheckedStore):
     """
 
     def __init__(self, root: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
+        super().__init__()
         self._home = DataDirectory(root, min_free_bytes)
         self._root = self._home.path
         self._open: dict[str, EdgeCollection] = {}

@@ -24,12 +24,13 @@ from store.edge_operations import (
     delete_operation,
     payload_operations,
     query_request,
+    raise_operation,
     slices,
     upsert_operations,
     vector_operations,
 )
 from store.edge_shard import Shard
-from store.edge_words import from_edge, in_our_words, with_vector
+from store.edge_words import from_edge, has_vector, in_our_words, not_newer, with_vector
 from store.engine import Record
 from store.layout import layout
 from store.meta import Meta, read_meta, sync_path
@@ -154,9 +155,45 @@ class EdgeCollection:
                 meta.write(self._directory)
                 self._add(meta)
 
+    def require_renewable(self, binding: Binding) -> None:
+        """See EngineCollection.require_renewable; Edge makes any vector anew."""
+
+    def leave(self, binding: Binding) -> None:
+        """See EngineCollection.leave."""
+        with self._alone(), in_our_words(f"migrating collection {self.name!r}"):
+            meta = replace(self._meta, binding=binding)
+            meta.write(self._directory)
+            self._meta = meta
+
+    def clear(self, vectors: Sequence[str], since: int, most: int) -> bool:  # noqa: ARG002
+        """See EngineCollection.clear; the vectors go all at once, when `arrive` makes them anew."""
+        request = edge.ScrollRequest(limit=most, filter=not_newer(since - 2), with_payload=False)
+        with self.writing() as writer:
+            ids = [point.id for point in self.shard.read.scroll(request)[0]]
+            if ids:
+                writer.raise_started(ids, since - 1)
+        return bool(ids)
+
+    def arrive(self, binding: Binding, vectors: Sequence[str], forget: Sequence[str]) -> None:
+        """See EngineCollection.arrive."""
+        with self._alone(), in_our_words(f"migrating collection {self.name!r}"):
+            added = [name for name in binding.vectors if name not in self.binding.vectors]
+            notes = {key: value for key, value in self._meta.notes.items() if key not in forget}
+            # Recorded first: a crash after this is finished by `find`.
+            meta = replace(self._meta, adding=(*vectors, *added), binding=binding, notes=notes)
+            meta.write(self._directory)
+            self._add(meta)
+
+    def having_count(self, name: str) -> int:
+        """See EngineCollection.having_count."""
+        request = edge.CountRequest(exact=True, filter=has_vector(name))
+        with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
+            return shard.read.count(request)
+
     def _add(self, meta: Meta) -> None:
         self.shard.add(meta.adding, layout(meta.binding))
-        meta = replace(meta, adding=())
+        # What will stand under them is not indexed yet.
+        meta = replace(meta, adding=(), optimised=0)
         meta.write(self._directory)
         self._meta = meta
 
@@ -287,6 +324,10 @@ class EdgeWriter:
     def update_payload(self, points: Sequence[Point], started: int) -> None:
         """See Writer.update_payload."""
         self._write(points, lambda some: payload_operations(some, started))
+
+    def raise_started(self, ids: Sequence[edge.PointId], started: int) -> None:
+        """Have points say that they were written by a job of that start."""
+        self.ticket = self.shard.write([raise_operation(ids, started)], 0)
 
     def delete(self, ids: Sequence[str], sources: Sequence[str], started: int) -> None:
         """See Writer.delete."""

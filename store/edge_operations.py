@@ -14,7 +14,7 @@ from store.binding import Binding
 from store.edge_words import not_newer, of_sources, same_text, to_edge
 from store.fusion import RRF_K, depth
 from store.layout import OVERSAMPLING, quantized
-from store.points import content_hash_of
+from store.points import STARTED, content_hash_of
 from store.vectors import nbytes
 
 #: Vectors written by one operation, in bytes: more holds the interpreter longer at once (20 ms for this), and
@@ -65,6 +65,12 @@ def payload_operations(points: Sequence[Point], started: int) -> Iterator[edge.U
 def delete_operation(ids: Sequence[str], sources: Sequence[str], started: int) -> edge.UpdateOperation:
     """Remove those of the points that stand with one of the sources and are not newer."""
     return edge.UpdateOperation.delete_points_by_filter(of_sources(ids, sources, started))
+
+
+def raise_operation(ids: Sequence[edge.PointId], started: int) -> edge.UpdateOperation:
+    """Have points say that they were written by a job of that start."""
+    about = STARTED.split(".")
+    return edge.UpdateOperation.set_payload([*ids], {about[1]: started}, key=about[0])
 
 
 def query_request(

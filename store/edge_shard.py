@@ -54,11 +54,11 @@ class Shard:
         return cls(directory, edge.EdgeShard.load(str(directory)))
 
     def add(self, names: Iterable[str], layout: Layout) -> None:
-        """Add the named vectors; `layout` is the whole that results. Nothing may stand under them."""
+        """Add the named vectors; `layout` is the whole that results. What stands under them goes."""
         with self.lock:
             for vector in layout.vectors:
                 if vector.name in names:
-                    # An attempt that died may have left one of that name with other parameters.
+                    # There may be one of that name: of another space, or left by an attempt that died.
                     self._edge.update(edge.UpdateOperation.delete_vector_name(vector.name))
                     self._edge.update(creation(vector))
             # The operation cannot say what the configuration can: no graph, on disk.

@@ -80,6 +80,11 @@ def of_sources(points: Sequence[str], sources: Sequence[str], started: int) -> e
     return edge.Filter(must=[edge.HasIdCondition(ids), same, not_newer(started)])
 
 
+def has_vector(name: str) -> edge.Filter:
+    """Points that have that vector."""
+    return edge.Filter(must=[edge.HasVectorCondition(name)])
+
+
 def with_vector(points: set[str], name: str) -> edge.Filter:
     """Those of the points that have that vector."""
     return edge.Filter(must=[edge.HasIdCondition(set(points)), edge.HasVectorCondition(name)])

@@ -72,6 +72,28 @@ class EngineCollection(Protocol):
         """Add the plan's vectors that are not there. Raises SpaceMismatch before it changes anything."""
         ...
 
+    def require_renewable(self, binding: Binding) -> None:
+        """Raise UsageError where the collection's vectors cannot be made those of the binding."""
+        ...
+
+    def leave(self, binding: Binding) -> None:
+        """Record a binding that a migration is under way from."""
+        ...
+
+    def clear(self, vectors: Sequence[str], since: int, most: int) -> bool:
+        """Take up to `most` points that are older than `since` a step towards having none of the vectors,
+        and to where no job that began before `since` can write over them; returns whether there were any."""
+        ...
+
+    def arrive(self, binding: Binding, vectors: Sequence[str], forget: Sequence[str]) -> None:
+        """Record the binding that a migration of these vectors led to, with vectors of its shapes and
+        without the notes of these keys. Nothing of its space was written under their names."""
+        ...
+
+    def having_count(self, name: str) -> int:
+        """How many points have that named vector."""
+        ...
+
     def retrieve(self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool) -> list[Record]:
         """Those of the points that stand, with these payload paths (None: the whole payload)."""
         ...

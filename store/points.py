@@ -16,8 +16,9 @@ STARTED = "v5.started"
 SOURCE = "v5.source"
 #: What `standing` needs of a payload.
 STANDING_KEYS = (CONTENT_HASH, PAYLOAD_HASH)
-#: What an update of a standing point needs of its payload.
+#: What an update of a standing point needs of its payload, and what tells afterwards whether it took.
 UPDATE_KEYS = (CONTENT_HASH, "v5.tokens")
+UPDATED_KEYS = (CONTENT_HASH, STARTED)
 
 
 def build_point(
@@ -73,6 +74,12 @@ def source_of(payload: Mapping[str, Any]) -> str:
     """The corpus file that a point was read from, as its label; empty if the point does not say."""
     about = payload.get("v5")
     return str(about.get("source", "")) if isinstance(about, Mapping) else ""
+
+
+def started_of(payload: Mapping[str, Any]) -> int:
+    """The start of the job that wrote a point last, in Unix milliseconds; 0 if the point does not say."""
+    about = payload.get("v5")
+    return int(about.get("started", 0)) if isinstance(about, Mapping) else 0
 
 
 def _storable(value: Any) -> Any:

@@ -22,9 +22,11 @@ class ServerStore(CheckedStore):
     """
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self._connection = Connection(settings)
         self._wire = wire_of(self._connection, settings.qdrant_seconds)
         self._known: dict[str, ServerCollection] = {}
+        self._forgotten = 0
         self._lock = threading.Lock()
         self._closed = False
 
@@ -80,7 +82,7 @@ class ServerStore(CheckedStore):
     def _find(self, name: str) -> EngineCollection | None:
         self._require_open()
         with self._lock:
-            known = self._known.get(name)
+            known, forgotten = self._known.get(name), self._forgotten
         if known is not None:
             return known
         # No condition is worth anything on a server that ignores it.
@@ -88,7 +90,9 @@ class ServerStore(CheckedStore):
         found = ServerCollection.find(name, self._connection, self._wire)
         if found is not None:
             with self._lock:
-                self._known[name] = found
+                # Threads share one; and what was read before it was to be forgotten is not kept.
+                if self._forgotten == forgotten:
+                    return self._known.setdefault(name, found)
         return found
 
     def _create(self, name: str, plan: Plan) -> EngineCollection:
@@ -100,6 +104,7 @@ class ServerStore(CheckedStore):
     def _forget(self, name: str) -> None:
         with self._lock:
             self._known.pop(name, None)
+            self._forgotten += 1
 
     def _require_open(self) -> None:
         if self._closed:

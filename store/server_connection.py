@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from qdrant_client import QdrantClient
 
 from registry.errors import StoreRefused, StoreUnavailable, StoreUnfit, UsageError
+from registry.progress import beat
 from registry.settings import Settings
 from store.server_errors import verdict
 
@@ -91,6 +92,7 @@ class Connection:
         """
         tries = 0
         while True:
+            beat()
             try:
                 return work()
             except Exception as error:

@@ -96,7 +96,7 @@ class GrpcWire:
             ordering=self._ordering,
             update_filter=RestToGrpc.convert_filter(not_newer(started)),
         )
-        _require_done(self._client.grpc_points.Upsert(request, timeout=self._seconds).result.status)
+        require_done(self._client.grpc_points.Upsert(request, timeout=self._seconds).result.status)
 
     def update_vectors(self, collection: str, rows: Sequence[Row], started: int) -> None:
         """See Wire.update_vectors."""
@@ -107,7 +107,7 @@ class GrpcWire:
             ordering=self._ordering,
             update_filter=RestToGrpc.convert_filter(_same_texts(rows, started)),
         )
-        _require_done(self._client.grpc_points.UpdateVectors(request, timeout=self._seconds).result.status)
+        require_done(self._client.grpc_points.UpdateVectors(request, timeout=self._seconds).result.status)
 
 
 class RestWire:
@@ -141,7 +141,7 @@ class RestWire:
             ordering=ORDERING,
             update_filter=not_newer(started),
         )
-        _require_done(done.status)
+        require_done(done.status)
 
     def update_vectors(self, collection: str, rows: Sequence[Row], started: int) -> None:
         """See Wire.update_vectors."""
@@ -152,7 +152,7 @@ class RestWire:
             ordering=ORDERING,
             update_filter=_same_texts(rows, started),
         )
-        _require_done(done.status)
+        require_done(done.status)
 
 
 def _same_texts(rows: Sequence[Row], started: int) -> models.Filter:
@@ -175,7 +175,7 @@ def send_payloads(client: QdrantClient, collection: str, rows: Sequence[Row]) ->
     for done in client.batch_update_points(
         collection, [row.body for row in rows], wait=True, ordering=ORDERING
     ):
-        _require_done(done.status)
+        require_done(done.status)
 
 
 def cut(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
@@ -253,7 +253,7 @@ def _json_size(point: Point) -> int:
         raise StoreRefused(f"point {point.id} cannot be written: its payload is no JSON: {error}") from error
 
 
-def _require_done(status: Any) -> None:
+def require_done(status: Any) -> None:
     """Raise StoreUnavailable unless the write was applied; both protocols name the states alike."""
     if status not in (grpc.UpdateStatus.Completed, models.UpdateStatus.COMPLETED):
         raise StoreUnavailable("Qdrant took the points but has not applied them yet; they are written again")

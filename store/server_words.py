@@ -70,21 +70,21 @@ def tuning(vectors: Iterable[VectorLayout]) -> dict[str, models.VectorParamsDiff
     }
 
 
-def contradictions(layout: Layout, found: models.CollectionParams) -> list[str]:
-    """Where a collection's vectors cannot be the layout's, as clauses; vectors it lacks are none."""
-    wrong = []
+def contradictions(layout: Layout, found: models.CollectionParams) -> dict[str, str]:
+    """Where a collection's vectors cannot be the layout's, as clauses by name; vectors it lacks are none."""
+    wrong = {}
     dense = found.vectors if isinstance(found.vectors, dict) else {}
     for name, wanted in dense_params(layout).items():
         there = dense.get(name)
         if there is not None and _shape(there) != _shape(wanted):
-            wrong.append(f"vector {name!r} is {_said(there)}, not {_said(wanted)}")
+            wrong[name] = f"vector {name!r} is {_said(there)}, not {_said(wanted)}"
         elif name in (found.sparse_vectors or {}):
-            wrong.append(f"vector {name!r} is sparse, not {_said(wanted)}")
+            wrong[name] = f"vector {name!r} is sparse, not {_said(wanted)}"
     for name in sparse_params(layout):
         if name in dense:
-            wrong.append(f"vector {name!r} is {_said(dense[name])}, not sparse")
+            wrong[name] = f"vector {name!r} is {_said(dense[name])}, not sparse"
         elif (there_sparse := (found.sparse_vectors or {}).get(name)) and there_sparse.modifier:
-            wrong.append(f"vector {name!r} has the modifier {there_sparse.modifier.value}")
+            wrong[name] = f"vector {name!r} has the modifier {there_sparse.modifier.value}"
     return wrong
 
 
@@ -120,10 +120,24 @@ def of_sources(points: Sequence[str], sources: Sequence[str], started: int) -> m
     return models.Filter(must=[these, same], must_not=not_newer(started).must_not)
 
 
-def with_vector(points: Sequence[str], name: str) -> models.Filter:
-    """Those of the points that have that vector."""
-    has = models.HasVectorCondition(has_vector=name)
-    return models.Filter(must=[models.HasIdCondition(has_id=[*points]), has])
+def has_vector(name: str) -> models.Filter:
+    """Points that have that vector."""
+    return models.Filter(must=[models.HasVectorCondition(has_vector=name)])
+
+
+def written_since(started: int) -> models.Filter:
+    """Points that a job of this start, or a later one, wrote last."""
+    return models.Filter(must=[models.FieldCondition(key=STARTED, range=models.Range(gte=started))])
+
+
+def among(points: Sequence[str]) -> models.Filter:
+    """Those of the points that stand."""
+    return models.Filter(must=[models.HasIdCondition(has_id=[*points])])
+
+
+def every(*filters: models.Filter | None) -> models.Filter:
+    """Points that pass all of the filters."""
+    return models.Filter(must=[one for one in filters if one is not None])
 
 
 def to_model(vector: Vector) -> Any:

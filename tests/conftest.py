@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from ledger.ledger import Ledger
@@ -24,6 +25,9 @@ from tests.redis_servers import ServerFactory
 from worker import private_redis
 
 MIB = 1 << 20
+
+# For those who only ask whether something fails: `--hypothesis-profile=first`.
+hypothesis.settings.register_profile("first", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 30.0, what: str = "") -> Any:

@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from registry.errors import FleetError
+from registry.processes import die_with_parent
 from worker import private_redis
-from worker.supervised import die_with_parent
 
 Kind = Literal["redis", "valkey"]
 KINDS: tuple[Kind, ...] = ("redis", "valkey")

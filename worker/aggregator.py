@@ -5,16 +5,21 @@ It is the only process that opens the store.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+from redis.exceptions import RedisError
 
 from ledger.alive import Process
 from ledger.jobs import DeadLetter
 from ledger.reconciler import Reconciler
+from ledger.server import named_errors
 from ledger.steps import Taken, read_chunks
 from registry.chunks import Chunk
 from registry.codecs import Part, unpack_part
@@ -22,13 +27,14 @@ from registry.errors import (
     CodecError,
     FleetError,
     InfrastructureError,
+    SpaceMismatch,
     StoreRefused,
     StoreUnavailable,
     StoreUnfit,
     UsageError,
     V5Error,
 )
-from registry.names import QUEUE_AGGREGATE, QUEUE_STORE, TASK_AGGREGATE, TASK_STORE, embed_queue
+from registry.names import PREFIX, QUEUE_AGGREGATE, QUEUE_STORE, TASK_AGGREGATE, TASK_STORE, embed_queue
 from registry.settings import Settings
 from store.base import Point, Store
 from store.factory import open_store
@@ -48,6 +54,11 @@ ROOM_SHARE = 0.85
 MAINTAIN_EVERY = 60.0
 #: Characters of a dead letter's text that are kept.
 DEAD_TEXT = 2000
+#: A collection is looked at again before a write if the last look is older than this: another process may
+#: have migrated it, or made it anew. Seconds.
+LOOK_AGAIN = 5.0
+#: A step of a migration whose aggregator died keeps others from going on for so long. Seconds.
+MIGRATION_LOCK = 60.0
 
 
 class Aggregator(FleetProcess):
@@ -62,7 +73,8 @@ class Aggregator(FleetProcess):
         self._numbers: NumericsRecords | None = None
         self._answers = Answers(self.ledger)
         self._reconciler = Reconciler(self.ledger, self.doorbell.ring, self.doorbell.waiting)
-        self._opened: set[tuple[str, str]] = set()
+        #: By collection and plan: what the collection was filled with at the last look, and when that was.
+        self._opened: dict[tuple[str, str], tuple[str, float]] = {}
         # Since when Redis is full and nothing could be written; None while it is not so.
         self._stuck: float | None = None
 
@@ -76,6 +88,9 @@ class Aggregator(FleetProcess):
         self, operation: str, work: Callable[[Store, dict[str, Any]], bytes]
     ) -> Callable[..., str]:
         def on_store(asked: dict[str, Any]) -> bytes:
+            if operation == "migrate":
+                with self._one_migration(str(asked["collection"])):
+                    return work(self._open_store(), asked)
             answer = work(self._open_store(), asked)
             if operation == "open":
                 # Before the first batch is staged: a worker of other numerics leaves without one.
@@ -88,6 +103,22 @@ class Aggregator(FleetProcess):
 
         # Named: Celery reads a task's signature by its name.
         return answer
+
+    @contextmanager
+    def _one_migration(self, collection: str) -> Iterator[None]:
+        """One aggregator at a time: two that began at once would not agree on what is older. Raises
+        StoreUnavailable while another is at it."""
+        lock = self.ledger.redis.lock(f"{PREFIX}migrating:{collection}", timeout=MIGRATION_LOCK)
+        with named_errors():
+            mine = lock.acquire(blocking=False)
+        if not mine:
+            raise StoreUnavailable(f"another aggregator is migrating collection {collection!r} right now")
+        try:
+            yield
+        finally:
+            # It runs out by itself.
+            with contextlib.suppress(RedisError):
+                lock.release()
 
     def prepare(self) -> None:
         """Open the store; if Redis is full, empty it before anything is consumed; start the reconciler."""
@@ -171,28 +202,41 @@ class Aggregator(FleetProcess):
         self._settle_all()
         while not self.stopping.wait(MAINTAIN_EVERY):
             try:
-                store = self._open_store()
-                for collection in store.collections():
-                    if not self.stopping.is_set() and not any(self.ledger.depths().values()):
-                        store.maintain(collection)
+                if not any(self.ledger.depths().values()):
+                    self._each_collection("indexing it waits", self._index)
             except V5Error as error:
                 log.warning("indexing waits: %s", error)
             except Exception:
                 log.exception("indexing failed; it is tried again")
 
+    def _index(self, store: Store, collection: str) -> None:
+        if not any(self.ledger.depths().values()):
+            store.maintain(collection)
+
     def _settle_all(self) -> None:
         """Put the collections' golden vectors where the workers look: the ledger may have been lost."""
+        self._each_collection(
+            "its golden vectors are looked at when it is next opened",
+            lambda store, collection: self._goldens().settle(collection, store.plan(collection)),
+        )
+
+    def _each_collection(self, failed: str, work: Callable[[Store, str], object]) -> None:
+        """Do something with every collection; one that fails keeps no other from its turn."""
         store = self._open_store()
         try:
-            for collection in store.collections():
-                if not self.stopping.is_set():
-                    self._goldens().settle(collection, store.plan(collection))
+            collections = store.collections()
         except V5Error as error:
-            log.warning("golden vectors are looked at when a collection is next opened: %s", error)
-        except Exception:
-            log.exception(
-                "golden vectors could not be looked at; it is done when a collection is next opened"
-            )
+            log.warning("the collections cannot be listed: %s", error)
+            return
+        for collection in collections:
+            if self.stopping.is_set():
+                return
+            try:
+                work(store, collection)
+            except V5Error as error:
+                log.warning("collection %r: %s: %s", collection, failed, error)
+            except Exception:
+                log.exception("collection %r: %s", collection, failed)
 
     def _goldens(self) -> GoldenRecords:
         if self._records is None:
@@ -215,11 +259,7 @@ class Aggregator(FleetProcess):
     def _work(self, taken: Taken) -> str:
         """One batch: parts in, points out, closed."""
         store = self._open_store()
-        opened = (taken.collection, taken.plan.fingerprint)
-        if opened not in self._opened:
-            store.open(taken.collection, taken.plan)
-            self._goldens().settle(taken.collection, taken.plan)
-            self._opened.add(opened)
+        self._look_at(store, taken)
         fetched = self._fetch(taken)
         if fetched is None:
             return "incomplete"
@@ -237,20 +277,52 @@ class Aggregator(FleetProcess):
             "payload": store.update_payload,
         }[taken.kind]
         try:
+            self._look_at(store, taken)
             self._numerics().settle(taken.collection, taken.plan, taken.names, parts)
-            refused = self._write(
+            refused, lost = self._write(
                 lambda some: write(taken.collection, some, taken.started), points, {c.id: c for c in chunks}
             )
-        except (StoreUnavailable, UsageError):
+        except (StoreUnavailable, UsageError, SpaceMismatch):
             # It may have been removed from the server: the next try makes it anew.
-            self._opened.discard(opened)
-            self._goldens().forget(taken.collection)
-            self._numerics().forget(taken.collection)
+            self._forget(taken)
             raise
+        if lost:
+            log.warning(
+                "%d points that batch %s was to update are not there as they were: its producer looks again",
+                lost,
+                taken.batch,
+            )
         dead = [_letter(chunk, why, "embed") for chunk, why in merged.rejected] + refused
         seen, kept, truncated = _token_totals(merged)
-        self.ledger.steps.close(taken, len(points) - len(refused), seen, kept, truncated, dead)
+        self.ledger.steps.close(taken, len(points) - len(refused) - lost, seen, kept, truncated, dead, lost)
         return "written"
+
+    def _look_at(self, store: Store, taken: Taken) -> None:
+        """Make sure that the collection is there and is what the batch's plan says; little work if it was
+        looked at a moment ago. Raises SpaceMismatch, UsageError, and as Store.open."""
+        key = (taken.collection, taken.plan.fingerprint)
+        made, seen = self._opened.get(key, ("", 0.0))
+        now = time.monotonic()
+        if key in self._opened and now - seen < LOOK_AGAIN:
+            return
+        if key not in self._opened or not self._is_still(store, taken.collection, made):
+            self._forget(taken)
+            store.open(taken.collection, taken.plan)
+            self._goldens().settle(taken.collection, taken.plan)
+            made = store.binding(taken.collection).made
+        self._opened[key] = (made, now)
+
+    def _is_still(self, store: Store, collection: str, made: str) -> bool:
+        try:
+            return store.binding(collection).made == made
+        except UsageError:
+            # It was removed.
+            return False
+
+    def _forget(self, taken: Taken) -> None:
+        self._opened.pop((taken.collection, taken.plan.fingerprint), None)
+        self._goldens().forget(taken.collection)
+        self._numerics().forget(taken.collection)
 
     def _fetch(self, taken: Taken) -> tuple[list[Chunk], dict[str, Part]] | None:
         """Text and parts in one round trip; a part that is lost, damaged, or of a worker with other golden
@@ -279,19 +351,21 @@ class Aggregator(FleetProcess):
         return (chunks, parts) if len(parts) == len(taken.models) else None
 
     def _write(
-        self, write: Callable[[list[Point]], None], points: list[Point], chunks: dict[str, Chunk]
-    ) -> list[DeadLetter]:
-        """Write points; what the store refuses for good is narrowed down to the points concerned."""
+        self, write: Callable[[list[Point]], list[str] | None], points: list[Point], chunks: dict[str, Chunk]
+    ) -> tuple[list[DeadLetter], int]:
+        """Write points; what the store refuses for good is narrowed down to the points concerned. Also says
+        how many were not there to be updated."""
         if not points:
-            return []
+            return [], 0
         try:
-            write(points)
-            return []
+            return [], len(write(points) or ())
         except StoreRefused as error:
             if len(points) == 1:
-                return [_letter(chunks[points[0].id], str(error), "store")]
+                return [_letter(chunks[points[0].id], str(error), "store")], 0
             half = len(points) // 2
-            return self._write(write, points[:half], chunks) + self._write(write, points[half:], chunks)
+            refused, lost = self._write(write, points[:half], chunks)
+            more_refused, more_lost = self._write(write, points[half:], chunks)
+            return refused + more_refused, lost + more_lost
 
 
 def _letter(chunk: Chunk, reason: str, stage: str) -> DeadLetter:

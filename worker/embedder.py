@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,17 +13,20 @@ from ledger.alive import Process
 from ledger.rates import Rate, rated_as
 from ledger.steps import PartRecord, Taken, space_mark
 from registry import spaces
-from registry.codecs import pack_part
+from registry.codecs import Part, pack_part
 from registry.errors import GoldenMismatch, SpaceMismatch, UsageError
 from registry.models import OutputKind, embedder
 from registry.names import QUEUE_AGGREGATE, TASK_EMBED, TASK_EMBED_QUERY, embed_queue, query_queue
+from registry.progress import Turn
 from registry.settings import Settings
 from worker.answers import Answers
 from worker.edge import Abandoned
 from worker.encoders.base import Encoder, Side
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
+from worker.encoders.loop import PROBE
 from worker.golden_gate import GoldenGate
+from worker.isolation import Gate, Isolation
 from worker.licence import notice
 from worker.pace import Pace
 from worker.process import FleetProcess
@@ -37,7 +39,8 @@ MOST_QUERIES = 64
 
 class EmbedWorker(FleetProcess):
     """Two threads run the steps of neighbouring batches against each other; a lock keeps one forward pass on
-    the device. Queries are taken before bulk work."""
+    the device. Queries are taken before bulk work. A batch at which an earlier attempt vanished goes through
+    chunk by chunk, each alone in this process (see `worker.isolation`)."""
 
     threads = 2
 
@@ -57,10 +60,11 @@ class EmbedWorker(FleetProcess):
         self._served = {"variant": variant, "truncation": truncation}
         self.encoder: Encoder | None = None
         self._gate: GoldenGate | None = None
-        self._device = threading.Lock()
+        self._device = Turn()
         process = Process(kind="worker", name=name or f"worker-{model}", model=model, device=settings.device)
         super().__init__(settings, process, [query_queue(model), embed_queue(model)])
-        self._answers = Answers(self.ledger)
+        self._answers = Answers(self.ledger, process)
+        self._isolation = Isolation(self.ledger.steps, settings.lease_seconds)
         self._pace = Pace(self._note_rate)
 
     def register(self) -> None:
@@ -81,6 +85,8 @@ class EmbedWorker(FleetProcess):
         gate = GoldenGate(encoder, kinds, self.ledger.goldens, self._device, self.settings.golden_batches)
         gate.enter()
         self.encoder, self._gate = encoder, gate
+        encoder.budget.told = self._note_budget
+        self._note_budget()
         self.change(
             device=encoder.numerics.device,
             spaces={kind: encoder.space(kind).fingerprint for kind in kinds},
@@ -94,6 +100,7 @@ class EmbedWorker(FleetProcess):
             self.encoder.close()
 
     def _embed(self, **arguments: Any) -> str:
+        self._isolation.say()
         return self.edge.run(arguments, self._work)
 
     def _work(self, taken: Taken) -> str:
@@ -112,19 +119,12 @@ class EmbedWorker(FleetProcess):
         began = time.monotonic()
         texts = [chunk.text for chunk in chunks]
         with self._gated() as gate:
-            gate.enter()
+            with self._isolation.gate.shared():
+                gate.enter()
             passed = gate.passed()
-            with self._pace.working():
-                part = encode(
-                    encoder,
-                    texts,
-                    "document",
-                    kinds,
-                    device_lock=self._device,
-                    on_progress=_Renewal(self, taken),
-                    should_stop=self.stopping.is_set,
-                )
-            gate.leave()
+            part = (self._singly if taken.vanished else self._together)(taken, encoder, texts, kinds)
+            with self._isolation.gate.shared():
+                gate.leave()
         part = replace(part, notes={**part.notes, "goldens": passed})
         blob = pack_part(part)
         self.ledger.steps.put_part(taken, blob)
@@ -136,8 +136,48 @@ class EmbedWorker(FleetProcess):
         )
         if self.ledger.steps.record(taken, mark, record):
             self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
-        self._pace.finished(texts, part)
+        if not taken.vanished:
+            self._pace.finished(texts, part)
         return "embedded"
+
+    def _together(
+        self, taken: Taken, encoder: Encoder, texts: Sequence[str], kinds: Sequence[OutputKind]
+    ) -> Part:
+        """The part of a batch, beside whatever else this process is at."""
+        with self._isolation.gate.shared(), self._pace.working():
+            return encode(
+                encoder,
+                texts,
+                "document",
+                kinds,
+                device_lock=self._device,
+                on_progress=_Renewal(self, taken, self._isolation.gate),
+                should_stop=self.stopping.is_set,
+            )
+
+    def _singly(
+        self, taken: Taken, encoder: Encoder, texts: Sequence[str], kinds: Sequence[OutputKind]
+    ) -> Part:
+        """The same, one chunk at a time; its rate says nothing of this worker's."""
+
+        def probe() -> None:
+            encode(encoder, [PROBE], "document", kinds, device_lock=self._device)
+
+        with self._isolation.singly(taken, len(texts), probe) as singly:
+            return encode(
+                encoder,
+                texts,
+                "document",
+                kinds,
+                device_lock=self._device,
+                should_stop=self.stopping.is_set,
+                singly=singly,
+            )
+
+    def _note_budget(self) -> None:
+        """Let `v5 ps` say that less goes through at once than was meant to."""
+        self.remark = self._serving().budget.remark
+        self.change(note=self.remark)
 
     def _note_rate(self, rate: Rate) -> None:
         name = rated_as(self.model, made_up=self.settings.made_up)
@@ -164,9 +204,10 @@ class EmbedWorker(FleetProcess):
                     f"the collection holds {self.model} {kind} vectors of space {fingerprint}; this worker "
                     f"serves {serving}: they cannot be compared"
                 )
-        with self._gated() as gate:
-            gate.enter()
-        part = encode(encoder, texts, cast("Side", side), kinds, device_lock=self._device)
+        with self._isolation.gate.shared():
+            with self._gated() as gate:
+                gate.enter()
+            part = encode(encoder, texts, cast("Side", side), kinds, device_lock=self._device)
         if part.rejected:
             raise UsageError(f"the text cannot be embedded: {next(iter(part.rejected.values()))}")
         return pack_part(part)
@@ -188,15 +229,18 @@ class EmbedWorker(FleetProcess):
 
 
 class _Renewal:
-    """Renews a lease at micro-batches, well before it runs out; raises Abandoned if nobody wants the work."""
+    """After micro-batches: lets a chunk go alone that waits for that, and renews the lease before it runs
+    out; raises Abandoned if nobody wants the work."""
 
-    def __init__(self, worker: EmbedWorker, taken: Taken) -> None:
+    def __init__(self, worker: EmbedWorker, taken: Taken, gate: Gate) -> None:
         self._worker = worker
         self._taken = taken
+        self._gate = gate
         self._every = worker.settings.lease_seconds / 4
         self._last = time.monotonic()
 
     def __call__(self) -> None:
+        self._gate.step_aside()
         now = time.monotonic()
         if now - self._last < self._every:
             return

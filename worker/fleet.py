@@ -21,8 +21,8 @@ from ledger.ledger import Ledger
 from registry.errors import FleetError, StoreUnavailable, V5Error
 from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan, plan_from_json
+from registry.processes import birth
 from registry.settings import Settings
-from worker.supervised import birth
 from worker.supervisor import GRACE, Layout
 
 log = logging.getLogger(__name__)

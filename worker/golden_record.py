@@ -6,6 +6,7 @@ import base64
 import contextlib
 import logging
 import threading
+from collections.abc import Iterable
 
 from ledger.goldens import Goldens
 from registry.codecs import CHECKSUM, Part
@@ -18,6 +19,11 @@ log = logging.getLogger(__name__)
 
 #: A space's goldens are noted with the collection under this and its fingerprint, in base64.
 NOTE = "golden/"
+
+
+def notes_of(fingerprints: Iterable[str]) -> list[str]:
+    """The keys under which the goldens of spaces are noted."""
+    return [NOTE + fingerprint for fingerprint in fingerprints]
 
 
 class GoldenRecords:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from registry.codecs import Part
@@ -73,6 +73,11 @@ def recorded(notes: Mapping[str, Any]) -> dict[str, list[Fact]]:
         if key.startswith(NOTE):
             found.setdefault(key.removeprefix(NOTE).rpartition("/")[0], []).append(notes[key])
     return found
+
+
+def notes_of(notes: Mapping[str, Any], vectors: Collection[str]) -> list[str]:
+    """The keys of a collection's notes that are facts about these named vectors."""
+    return [k for k in notes if k.startswith(NOTE) and k.removeprefix(NOTE).rpartition("/")[0] in vectors]
 
 
 def _key(vector: str, fact: Fact) -> str:

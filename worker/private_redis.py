@@ -10,8 +10,8 @@ import subprocess
 from pathlib import Path
 
 from registry.errors import FleetError
+from registry.processes import die_with_parent
 from registry.settings import Settings
-from worker.supervised import die_with_parent
 
 #: Every line has its reason: no TCP port, so nobody else can reach it; append-only, so that kill -9 loses
 #: nothing; noeviction, so that a full server refuses instead of forgetting.

@@ -18,15 +18,17 @@ from ledger.alive import Condition, Process
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
 from registry.celery_app import make_app
-from registry.errors import InfrastructureError, V5Error
+from registry.envelopes import RefusedMessage
+from registry.errors import InfrastructureError, LedgerFull, V5Error
 from registry.settings import Settings
 from worker.edge import Edge
-from worker.supervised import EXIT_CONFIG
+from worker.supervised import EXIT_CONFIG, EXIT_GAVE_UP
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-#: Exit code of a process that ended itself so that its supervisor starts a fresh one (EX_SOFTWARE).
-EXIT_GAVE_UP = 70
+#: Ending the process takes no longer than this, whatever holds the log. Seconds.
+FAREWELL = 10.0
 
 
 class FleetProcess:
@@ -40,10 +42,15 @@ class FleetProcess:
         self.process = process
         self.queues = queues
         self.ledger = Ledger(settings)
-        self.app = make_app(settings)
+        self.app = make_app(settings, self._refused)
         self.doorbell = Doorbell(self.app, settings)
         self.edge = Edge(self.ledger, self.doorbell, self.give_up)
+        self.watchdog = Watchdog(settings, queues, self._waiting, self._is_well, self.give_up)
         self.stopping = threading.Event()
+        #: What people should know of it while it serves; shown by `v5 ps`.
+        self.remark = ""
+        #: True once a signal asked it to stop.
+        self._asked = False
         self._changing = threading.Lock()
         self._announcer = threading.Thread(target=self._announce, name="announce", daemon=True)
 
@@ -60,10 +67,15 @@ class FleetProcess:
 
     def task(self, name: str, function: Callable[..., Any]) -> None:
         """Register a function as a task; its arguments are the message's keyword arguments."""
-        self.app.task(name=name, ignore_result=True)(function)
+
+        def watched(**arguments: Any) -> Any:
+            with self.watchdog.working(f"{name} {arguments.get('batch', '')}".rstrip()):
+                return function(**arguments)
+
+        self.app.task(name=name, ignore_result=True)(watched)
 
     def run(self) -> int:
-        """Serve until stopped; returns the exit code."""
+        """Serve until stopped; returns the exit code, which is 0 only if it was asked to stop."""
         # Celery warns root of pickle, which this application does not accept.
         warnings.simplefilter("ignore", SecurityWarning)
         self.ledger.check()
@@ -73,6 +85,7 @@ class FleetProcess:
             log.warning("%s", forgetful)
         self.register()
         self._install_steps()
+        self.watchdog.start()
         self._announcer.start()
         worker = self.app.Worker(
             hostname=f"{self.process.name}-{self.process.pid}@{self.process.host}",
@@ -85,9 +98,14 @@ class FleetProcess:
             quiet=True,
         )
         # `quiet` drops the banner; the log says what is needed.
-        worker.start()
+        try:
+            worker.start()
+        finally:
+            self._loop_ended(worker)
         code = int(worker.exitcode or 0)
-        self.stopping.set()
+        # Celery leaves none where it ends without a word.
+        if worker.exitcode is None and not self._asked:
+            code = EXIT_GAVE_UP
         # Only now: as a bootstep's stop it would run before the pool's threads have ended.
         self.release()
         try:
@@ -98,6 +116,10 @@ class FleetProcess:
 
     def give_up(self, reason: str) -> None:
         """End the process at once; its supervisor starts a fresh one, its leases run out."""
+        # The log may be what hangs.
+        last = threading.Timer(FAREWELL, os._exit, (EXIT_GAVE_UP,))
+        last.daemon = True
+        last.start()
         log.critical("%s ends itself: %s", self.process.name, reason)
         logging.shutdown()
         os._exit(EXIT_GAVE_UP)
@@ -157,11 +179,31 @@ class FleetProcess:
             self.say("starting")
 
     def _announce(self) -> None:
+        looked = time.monotonic()
         while not self.stopping.wait(self.settings.alive_seconds / 3):
             try:
                 self.ledger.alive.announce(self.process)
             except V5Error as error:
                 log.warning("could not announce: %s", error)
+            now = time.monotonic()
+            # A longer pause was not the consumer's: this process was stopped, or its machine slept.
+            self.watchdog.look(min(now - looked, self.settings.alive_seconds))
+            looked = now
+
+    def _refused(self, message: RefusedMessage) -> None:
+        """Set a message aside that was not let in; the consumer has taken it all the same."""
+        self.watchdog.received(message.queue)
+        self.ledger.refused.add(message, self.process.id)
+
+    def _is_well(self) -> bool:
+        return self.process.condition == "ready"
+
+    def _waiting(self, queue: str) -> int:
+        """Messages of a queue that no consumer has received. Raises InfrastructureError where that is no
+        wonder."""
+        if full := self.ledger.servers.full():
+            raise LedgerFull(f"{full[0]} is at its maxmemory")
+        return self.doorbell.waiting(queue)
 
     def _install_steps(self) -> None:
         owner = self
@@ -182,15 +224,32 @@ class FleetProcess:
                     owner._fail(str(error))
                     raise SystemExit(EXIT_CONFIG) from error
 
+            def close(self, parent: Any) -> None:
+                # Before the pool is waited for: its threads are to give back what they are at.
+                owner._loop_ended(parent)
+
         self.app.steps["worker"].add(Resident)
         # Weak references would drop these closures.
         signals.worker_ready.connect(lambda **_: owner._ready(), weak=False)
         signals.worker_shutting_down.connect(lambda **_: owner._shutting_down(), weak=False)
+        signals.task_received.connect(
+            lambda request, **_: owner.watchdog.received(request.delivery_info["routing_key"]), weak=False
+        )
 
     def _ready(self) -> None:
-        self.say("ready")
+        self.say("ready", self.remark)
+        self.watchdog.sign()
         log.info("%s is ready", self.process.name)
 
     def _shutting_down(self) -> None:
+        self._asked = True
         self.stopping.set()
         self.change(condition="stopping")
+
+    def _loop_ended(self, worker: Any) -> None:
+        """Celery's main loop has ended: see that the process does, too, where it was not asked to stop (by a
+        signal, or with exit code 0 by `celery control`)."""
+        if not self._asked and worker.exitcode != 0 and not self.stopping.is_set():
+            log.error("%s ends without having been asked to; the reason stands above", self.process.name)
+            self.watchdog.ended()
+        self.stopping.set()

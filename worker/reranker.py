@@ -12,6 +12,7 @@ from registry.codecs import pack_json
 from registry.errors import EncodeError, InfrastructureError, Unanswered, UsageError
 from registry.models import reranker
 from registry.names import TASK_RERANK, rerank_queue
+from registry.progress import beat
 from registry.settings import Settings
 from worker.answers import Answers
 from worker.licence import notice
@@ -36,7 +37,7 @@ class RerankWorker(FleetProcess):
         self.reranker: Reranker | None = None
         process = Process(kind="worker", name=name or f"worker-{model}", model=model, device=settings.device)
         super().__init__(settings, process, [rerank_queue(model)])
-        self._answers = Answers(self.ledger)
+        self._answers = Answers(self.ledger, process)
 
     def register(self) -> None:
         """Requests."""
@@ -79,6 +80,7 @@ class RerankWorker(FleetProcess):
         size = block_size(serving.spec, block)
 
         def between() -> None:
+            beat()
             if self.stopping.is_set():
                 raise InfrastructureError("the reranker is stopping")
             if time.time() > deadline:
@@ -91,9 +93,10 @@ class RerankWorker(FleetProcess):
                 self.give_up(str(error))
             raise
         except MemoryError as error:
+            smaller = "smaller blocks (`v5 search --rerank --block N`)" if size > 1 else "shorter candidates"
             raise EncodeError(
                 f"{len(documents)} candidates in blocks of {size} need more memory than "
-                f"{serving.numerics.device} has; use smaller blocks (`v5 search --block N`)"
+                f"{serving.numerics.device} has; use {smaller}, or a device with more memory"
             ) from error
         return pack_json(
             {

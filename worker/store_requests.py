@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from registry.codecs import pack_json, unpack_part
-from registry.errors import UsageError
+from registry.errors import SpaceMismatch, UsageError
 from registry.plan import Plan, make_plan
 from store.base import CollectionInfo, Sourced, SparseVector, Standing, Store, Vector
+from store.binding import WAYS_OUT, Binding, Change
+from worker import golden_record, numerics_record
 from worker.merge import named_vectors
-from worker.numerics_record import recorded
 
 #: Ids of one request.
 MOST_IDS = 10_000
@@ -28,6 +29,53 @@ def _describe(store: Store, asked: dict[str, Any]) -> bytes:
     if not asked.get("collection"):
         return pack_json({"collections": store.collections()})
     return pack_json(_described(store, store.describe(str(asked["collection"]))))
+
+
+def _plan(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection}` → its plan, without counting or reading anything else."""
+    return pack_json({"plan": store.plan(str(asked["collection"])).model_dump(mode="json")})
+
+
+def _changes(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection, plan}` → `{points, changes: [{name, standing, offered, difference}]}`: what a migration
+    to the plan would remove and have embedded anew."""
+    collection = str(asked["collection"])
+    changes = store.changes(collection, make_plan(**asked["plan"]))
+    rows = [
+        {
+            "name": change.offered.name,
+            "standing": change.standing.fingerprint,
+            "offered": change.offered.fingerprint,
+            "difference": change.difference,
+        }
+        for change in changes
+    ]
+    return pack_json({"points": store.describe(collection).points if changes else 0, "changes": rows})
+
+
+def _migrate(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection, plan, started}` → `{done}`; asked again until it is (see Store.migrate)."""
+    collection, plan = str(asked["collection"]), make_plan(**asked["plan"])
+    changes = store.changes(collection, plan)
+    forget = _former_notes(store, collection, changes) if changes else []
+    return pack_json({"done": store.migrate(collection, plan, int(asked["started"]), forget)})
+
+
+def _former_notes(store: Store, collection: str, changes: list[Change]) -> list[str]:
+    """The keys of what was noted about vectors and spaces that the collection will not have any more."""
+    changed = {change.offered.name for change in changes}
+    binding: Binding = store.binding(collection)
+    stay = [vector for name, vector in binding.vectors.items() if name not in changed]
+    stay += [change.offered for change in changes]
+    spaces = {space.fingerprint for change in changes for space in change.standing.spaces}
+    spaces -= {space.fingerprint for vector in stay for space in vector.spaces}
+    numerics = numerics_record.notes_of(store.notes(collection), changed)
+    return [*numerics, *golden_record.notes_of(sorted(spaces))]
+
+
+def _lacking(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection, names}` → how many points lack each of the named vectors."""
+    return pack_json(store.lacking(str(asked["collection"]), [str(name) for name in asked["names"]]))
 
 
 def _compare(store: Store, asked: dict[str, Any]) -> bytes:
@@ -55,15 +103,25 @@ def _verdict(found: Standing | None, content: str, payload: str, names: list[str
 
 
 def _search(store: Store, asked: dict[str, Any]) -> bytes:
-    """`{collection, names, parts: {model: base64 of a vectors blob of one text}, limit}` → hits, best first.
+    """`{collection, vectors: {name: fingerprint}, parts: {model: base64 of a vectors blob}, limit}` → hits,
+    best first.
 
-    The query's named vectors are made of the parts exactly as a chunk's are.
+    Each part is of one text, and the query's named vectors are made of the parts exactly as a chunk's are.
+    Raises SpaceMismatch if the caller made them for other vectors than those that stand.
     """
-    plan = store.plan(str(asked["collection"]))
-    names = [str(name) for name in asked["names"]]
+    collection = str(asked["collection"])
+    binding = store.binding(collection)
+    for name, fingerprint in asked["vectors"].items():
+        standing = binding.vectors.get(name)
+        if standing is not None and standing.fingerprint != fingerprint:
+            raise SpaceMismatch(
+                f"collection {collection!r} holds {name!r} as {standing.fingerprint} and was asked with a "
+                f"query of {fingerprint}: they cannot be compared. Search again if it was migrated just now; "
+                f"where this program makes other vectors than the one that filled it, {WAYS_OUT}"
+            )
     parts = {str(model): unpack_part(base64.b64decode(blob)) for model, blob in asked["parts"].items()}
-    queries = named_vectors(plan, names, parts, 0)
-    hits = store.query(str(asked["collection"]), queries, int(asked["limit"]))
+    queries = named_vectors(binding.plan, list(asked["vectors"]), parts, 0)
+    hits = store.query(collection, queries, int(asked["limit"]))
     return pack_json([{"id": hit.id, "score": hit.score, "payload": hit.payload} for hit in hits])
 
 
@@ -119,9 +177,9 @@ def _described(store: Store, info: CollectionInfo) -> dict[str, Any]:
         "plan": info.plan.model_dump(mode="json"),
         "vectors": {
             v.name: {"kind": v.kind, "dimension": v.dimension, "fingerprint": v.fingerprint}
-            for v in info.plan.vectors()
+            for v in store.binding(info.name).vectors.values()
         },
-        "numerics": recorded(store.notes(info.name)),
+        "numerics": numerics_record.recorded(store.notes(info.name)),
     }
 
 
@@ -129,6 +187,10 @@ def _described(store: Store, info: CollectionInfo) -> dict[str, Any]:
 OPERATIONS: dict[str, Callable[[Store, dict[str, Any]], bytes]] = {
     "open": _open,
     "describe": _describe,
+    "plan": _plan,
+    "changes": _changes,
+    "migrate": _migrate,
+    "lacking": _lacking,
     "compare": _compare,
     "search": _search,
     "get": _get,

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from registry.processes import birth, die_with_parent
 
 log = logging.getLogger(__name__)
 
 #: Exit code of a process that no restart will mend: wrong settings, missing weights (EX_CONFIG).
 EXIT_CONFIG = 78
+#: Exit code of a process that ended itself so that its supervisor starts a fresh one (EX_SOFTWARE).
+EXIT_GAVE_UP = 70
+#: Names the pipe on which a child gives signs of life, and the two it gives: still starting, and well.
+HEARTBEAT = "V5_HEARTBEAT_FD"
+STARTING, WELL = b".", b"!"
 #: First wait before a restart; doubles up to MOST_BACKOFF. Seconds.
 BACKOFF = 0.5
 MOST_BACKOFF = 30.0
 #: A process that lived this long starts with a fresh backoff. Seconds.
 SETTLED = 60.0
+#: A longer pause between two looks was the supervisor's own, which was stopped, not the child's. Seconds.
+MOST_TICK = 1.0
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
+@dataclass(frozen=True)
+class Silence:
+    """How long a child may give no sign of life. Seconds."""
 
-def die_with_parent() -> None:
-    """In a child, before exec: get SIGTERM when the parent ends, however it ends (Linux)."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    #: Until it is ready: imports and the loading of a model may hold the interpreter for long.
+    starting: float
+    ready: float
 
 
 @dataclass
@@ -40,14 +47,23 @@ class Child:
     command: list[str]
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
+    #: Set for a child that gives signs of life; one that is silent for longer hangs, and is killed.
+    silence: Silence | None = None
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     last_exit: int | None = None
+    #: How it ended last, in words; empty if it never did.
+    last_end: str = ""
     #: True once it ended in a way that no restart mends.
     failed: bool = False
     _started: float = 0.0
     _again: float = 0.0
     _wait: float = BACKOFF
+    _pipe: int | None = None
+    _looked: float = 0.0
+    _silent: float = 0.0
+    _well: bool = False
+    _hung: str = ""
 
     @property
     def born(self) -> int:
@@ -62,18 +78,27 @@ class Child:
     def start(self) -> None:
         """Start it, its output appended to its log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env={**os.environ, **self.environment},
-                # A terminal's Ctrl-C is for the supervisor, which stops its children in order.
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        self._started = time.monotonic()
+        heard, signs = os.pipe() if self.silence else (None, None)
+        try:
+            with self.log.open("ab") as out:
+                self.process = subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env={**os.environ, **self.environment, **({HEARTBEAT: str(signs)} if signs else {})},
+                    # A terminal's Ctrl-C is for the supervisor, which stops its children in order.
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                    pass_fds=[signs] if signs else [],
+                )
+        finally:
+            if signs is not None:
+                os.close(signs)
+        if heard is not None:
+            os.set_blocking(heard, False)
+        self._pipe, self._silent, self._well, self._hung = heard, 0.0, False, ""
+        self._started = self._looked = time.monotonic()
 
     def watch(self) -> bool:
         """Restart it if it died and its backoff is over; True if something changed."""
@@ -87,8 +112,13 @@ class Child:
             return True
         code = self.process.poll()
         if code is None:
+            self._listen(self.process, now)
             return False
         self.last_exit, self.process = code, None
+        self.last_end = self._hung or _said(code)
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
         if code == EXIT_CONFIG:
             self.failed = True
             log.error("%s cannot start and is not restarted; its reason is in %s", self.name, self.log)
@@ -96,8 +126,26 @@ class Child:
         self._wait = BACKOFF if now - self._started > SETTLED else min(self._wait * 2, MOST_BACKOFF)
         self._again = now + self._wait
         self.restarts += 1
-        log.warning("%s died (%s); restart %d in %.1f s", self.name, _said(code), self.restarts, self._wait)
+        log.warning("%s died (%s); restart %d in %.1f s", self.name, self.last_end, self.restarts, self._wait)
         return True
+
+    def _listen(self, process: subprocess.Popen[bytes], now: float) -> None:
+        """Kill it if it has been silent for too long. Only silence that the supervisor was there for counts:
+        after a stop of both, the child has its time to speak."""
+        if self._pipe is None or self.silence is None or self._hung:
+            return
+        self._silent += min(now - self._looked, MOST_TICK)
+        self._looked = now
+        try:
+            heard = os.read(self._pipe, 4096)
+        except BlockingIOError:
+            heard = b""
+        if heard:
+            self._silent, self._well = 0.0, heard.endswith(WELL)
+        if self._silent > (self.silence.ready if self._well else self.silence.starting):
+            self._hung = f"killed: it gave no sign of life for {self._silent:.0f} s"
+            log.error("%s hangs and is killed: it gave no sign of life for %.0f s", self.name, self._silent)
+            process.kill()
 
     def stop(self, grace: float) -> None:
         """SIGTERM, then SIGKILL after `grace` seconds."""
@@ -110,15 +158,6 @@ class Child:
             log.warning("%s did not stop in %.0f s and is killed", self.name, grace)
             self.process.kill()
             self.process.wait()
-
-
-def birth(pid: int) -> int:
-    """Start of a process in ticks since boot; 0 if it does not run (or has ended and was not waited for)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return 0
-    return 0 if fields[0] == "Z" else int(fields[19])
 
 
 def stop_all(children: list[Child], grace: float) -> None:
@@ -137,4 +176,6 @@ def _said(code: int) -> str:
             return f"killed by {signal.Signals(-code).name}"
         except ValueError:
             return f"killed by signal {-code}"
+    if code == EXIT_GAVE_UP:
+        return f"it gave up, exit code {code}; its log says why"
     return f"exit code {code}"

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,18 +17,21 @@ from typing import IO
 
 from ledger.ledger import Ledger
 from ledger.server import wait_for
-from registry.errors import FleetError
+from registry.errors import FleetError, V5Error
 from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan
+from registry.processes import birth
 from registry.settings import Settings
 from worker import private_redis
 from worker.devices import cuda_devices
-from worker.supervised import Child, birth, stop_all
+from worker.supervised import Child, Silence, stop_all
 
 log = logging.getLogger(__name__)
 
 #: Time that workers and aggregator get to finish or give back what they are at. Seconds.
 GRACE = 40.0
+#: The fleet's plan is said to Redis this often, which may have lost it. Seconds.
+SAY_EVERY = 15.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Supervisor:
 
     def _children(self, flower: bool, rerank: bool) -> list[Child]:
         v5 = [sys.executable, "-m", "v5"]
-        children = [Child("aggregator", [*v5, "aggregator"], self.layout.log("aggregator"))]
+        silence = Silence(self.settings.hang_seconds, self.settings.silent_seconds)
+        children = [Child("aggregator", [*v5, "aggregator"], self.layout.log("aggregator"), silence=silence)]
         devices = [self.settings.device] if self.settings.device else cuda_devices() or ["cpu"]
         models = (*self.plan.models, *([DEFAULT_RERANKER] if rerank else []))
         for number, model in enumerate(models):
@@ -76,7 +81,7 @@ class Supervisor:
             # onnxruntime has no CUDA kernels for it.
             on_cpu = self.plan.variants.get(model) == "int8"
             device = "cpu" if on_cpu else devices[number % len(devices)]
-            children.append(Child(name, command, self.layout.log(name), {"V5_DEVICE": device}))
+            children.append(Child(name, command, self.layout.log(name), {"V5_DEVICE": device}, silence))
         if flower:
             children.append(Child("flower", [*v5, "flower"], self.layout.log("flower")))
         return children
@@ -96,25 +101,52 @@ class Supervisor:
             ledger = Ledger(self.settings)
             wait_for(ledger.redis, str(ledger.servers.ledger), 30)
             ledger.check()
-            ledger.set_fleet_plan(self.plan)
-            ledger.close()
+            self._say_plan(ledger)
             for child in self.children:
                 child.start()
             self._write_state()
+            self._submissions("resume")
             everything = [*self.children, *([self.redis] if self.redis else [])]
+            said = time.monotonic()
             while not self._stop:
                 changed = [child.watch() for child in everything]
                 if True in changed:
                     self._write_state()
+                if time.monotonic() - said > SAY_EVERY:
+                    self._say_plan(ledger)
+                    said = time.monotonic()
                 time.sleep(0.1)
+            ledger.close()
         finally:
             log.info("stopping the fleet")
+            if self.redis is not None:
+                # Without their Redis they would only wait; they let go while it is there.
+                self._submissions("stop")
             stop_all(self.children, GRACE)
             if self.redis is not None:
                 self.redis.stop(GRACE)
             self.layout.state.unlink(missing_ok=True)
             if self._lock is not None:
                 self._lock.close()
+
+    def _say_plan(self, ledger: Ledger) -> None:
+        try:
+            ledger.set_fleet_plan(self.plan)
+        except V5Error as error:
+            log.warning("the fleet's plan is not in Redis: %s", error)
+
+    def _submissions(self, what: str) -> None:
+        """`resume` or `stop` the detached submissions of this data directory."""
+        if not (self.layout.root / "submissions").is_dir():
+            return
+        command = [sys.executable, "-m", "producer.detached", what, str(self.layout.root)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=GRACE)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("could not %s the detached submissions: %s", what, error)
+            return
+        for collection in done.stdout.split():
+            log.info("%s the detached submission to %s", what, collection)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         log.info("received %s", signal.Signals(number).name)
@@ -147,6 +179,7 @@ class Supervisor:
                     "born": child.born,
                     "restarts": child.restarts,
                     "last_exit": child.last_exit,
+                    "last_end": child.last_end,
                     "failed": child.failed,
                     "log": str(child.log),
                 }

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object
+-- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object, lost
 -- After the store's acknowledgement: ends the batch and moves the job's totals, once.
 local batch = ARGV[1]
 local key = batch_key(batch)
@@ -11,6 +11,7 @@ for id, letter in pairs(cjson.decode(ARGV[6])) do
   dead = dead + redis.call('HSETNX', P .. 'dead:' .. job, id, letter)
 end
 redis.call('HINCRBY', about, 'done', ARGV[2])
+redis.call('HINCRBY', about, 'lost', ARGV[7])
 local total = redis.call('HINCRBY', about, 'dead', dead)
 if dead > 0 and total >= tonumber(redis.call('HGET', about, 'max_dead')) and redis.call('HGET', about, 'state') == 'open' then
   redis.call('HSET', about, 'state', 'paused')

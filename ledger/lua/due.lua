@@ -12,7 +12,7 @@ for _, batch in ipairs(batches) do
   local key = batch_key(batch)
   if redis.call('EXISTS', key) == 1 then
     -- The lease has run out; whoever held it finds that out at its next renewal.
-    redis.call('HDEL', key, 'lease:' .. step)
+    vanish(key, step)
     redis.call('ZADD', steps, now + tonumber(ARGV[4]), batch)
     rung[#rung + 1] = batch
   else

@@ -35,3 +35,26 @@ local function finish_if_done(job, now)
   if redis.call('GET', adopt) == job then redis.call('DEL', adopt) end
   return true
 end
+
+-- A lease is taken from a holder that said no word: its attempt has vanished, with the chunk that it named.
+local function vanish(key, step)
+  local holder = redis.call('HGET', key, 'lease:' .. step)
+  if not holder then return end
+  local chunk = redis.call('HGET', key, 'named:' .. step)
+  redis.call('HDEL', key, 'lease:' .. step, 'named:' .. step)
+  if step == 'aggregate' then return end
+  if chunk then
+    redis.call('HSET', key, 'strike:' .. step .. ':' .. holder, chunk)
+  else
+    redis.call('HSETNX', key, 'vanished:' .. step, holder)
+  end
+end
+
+-- A word of a holder: it lives, and what it was at when its lease was taken is not to blame. Returns that.
+local function alive(key, step, token)
+  local strike = 'strike:' .. step .. ':' .. token
+  local chunk = redis.call('HGET', key, strike)
+  redis.call('HDEL', key, strike)
+  if redis.call('HGET', key, 'vanished:' .. step) == token then redis.call('HDEL', key, 'vanished:' .. step) end
+  return chunk
+end

@@ -4,6 +4,7 @@
 local batch, model, token = ARGV[1], ARGV[2], ARGV[3]
 local key, step = batch_key(batch), 'embed.' .. model
 if redis.call('EXISTS', key) == 0 then return { 'closed' } end
+alive(key, step, token)
 local space = redis.call('HGET', key, 'space:' .. model)
 if space ~= ARGV[5] then return { 'space', space or '' } end
 local part = redis.call('HGET', key, 'part:' .. model)
@@ -11,7 +12,7 @@ if part then
   if cjson.decode(part).token ~= token then return { 'other' } end
 else
   redis.call('HSET', key, 'part:' .. model, ARGV[4])
-  redis.call('HDEL', key, 'lease:' .. step)
+  redis.call('HDEL', key, 'lease:' .. step, 'named:' .. step)
   redis.call('ZREM', steps_key(step), batch)
   if redis.call('HINCRBY', key, 'wait', -1) == 0 then
     redis.call('ZADD', steps_key('aggregate'), now_ms() + tonumber(ARGV[6]), batch)

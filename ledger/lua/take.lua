@@ -17,9 +17,11 @@ local holder = redis.call('HGET', key, 'lease:' .. step)
 if holder ~= token then
   local due = tonumber(redis.call('ZSCORE', steps, batch) or '0')
   if holder and due > now then return { 'live' } end
+  vanish(key, step)
   redis.call('HSET', key, 'lease:' .. step, token)
   redis.call('HINCRBY', key, 'tries:' .. step, 1)
 end
+alive(key, step, token)
 redis.call('ZADD', steps, now + lease, batch)
 local job = redis.call('HGET', key, 'job')
 local about = redis.call('HMGET', job_key(job), 'collection', 'plan', 'started')

@@ -30,7 +30,7 @@ def dry_run(
     """
     plan, speed, budget, notes = _ask(settings, plan)
     plan = with_index(plan, index)
-    found = forecast(corpus, plan, settings, speed, _Reading(as_json=as_json).show)
+    found = forecast(corpus, plan, settings, speed, _Reading(as_json=as_json).show, budget=budget)
     if as_json:
         print_json({"event": "forecast", **found.as_json(budget), "notes": notes})
     else:

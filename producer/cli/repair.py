@@ -44,7 +44,7 @@ def repair(collection: str, shard: Shard | None, as_json: bool, **options: Any) 
         corpus = corpus.narrowed(str(shard), shard.has)
     fleet, ids = Fleet(settings), Ids()
     try:
-        plan = fleet.describe(collection).plan
+        plan = fleet.plan(collection)
         names = [vector.name for vector in plan.vectors()]
         before = _verify(fleet, corpus, collection, names, ids)
         summary, after = None, before

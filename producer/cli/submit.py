@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
 import click
 
+from producer.announcement import Announcement
+from producer.cli.detach import detach_submission
 from producer.cli.dry_run import dry_run as tell_forecast
 from producer.cli.meter import Meter
+from producer.cli.migration import tell_migration
 from producer.cli.options import (
     CORPUS_FIELDS,
     PIPE,
@@ -21,7 +25,7 @@ from producer.cli.pruning import tell_pruning
 from producer.fleet import Fleet
 from producer.pruning import Pruning
 from producer.shard import Shard
-from producer.submission import Submission, Summary
+from producer.submission import Progress, Submission, Summary
 from registry.console import (
     as_json,
     data_dir,
@@ -34,7 +38,7 @@ from registry.console import (
     with_index,
 )
 from registry.errors import PlanError
-from registry.plan import Plan
+from registry.plan import Plan, plan_from_json
 from registry.settings import Settings, load_settings
 
 #: Exit code of a submission that ended with dead letters.
@@ -52,11 +56,30 @@ EXIT_DEAD = 3
     is_flag=True,
     help="Then remove the points of the submitted sources that are no longer in the corpus.",
 )
+@click.option(
+    "--migrate",
+    is_flag=True,
+    help="First remove the vectors that stand in other spaces than the plan's, to embed them anew.",
+)
+@click.option(
+    "--detach",
+    is_flag=True,
+    help="Hand it to a process that outlives this terminal and is started again should it die.",
+)
+@click.option("--plan", "plan_json", hidden=True, help="The plan as JSON.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would take; no fleet is needed.")
 @as_json
 @data_dir
 def submit(
-    collection: str, shard: Shard | None, prune: bool, dry_run: bool, as_json: bool, **options: Any
+    collection: str,
+    shard: Shard | None,
+    prune: bool,
+    migrate: bool,
+    detach: bool,
+    plan_json: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Submit a corpus: source code, prose, JSON Lines, Parquet, or a folder of *_chunks.json files.
 
@@ -70,6 +93,15 @@ def submit(
     ones. Nothing is removed if a file or record could not be read, or the submission did not end. What the
     options leave out now counts as removed. With --dry-run it says how many points that would be.
 
+    --migrate is for a model's new revision, another task, variant or --truncate: it says which vectors of the
+    collection are of another space, removes these from all its points, and embeds the corpus' anew; the other
+    vectors stay and can be searched meanwhile. Points of other sources lack them until these are submitted,
+    too. With --dry-run it only says which.
+
+    --detach returns once there is a job; `v5 ps` shows its producer, `v5 watch JOB` follows it, `v5 cancel
+    JOB` ends it. `v5 down` stops it with a fleet that has its own Redis, and `v5 up` goes on with it;
+    elsewhere the same command does.
+
     \b
     Examples:
       v5 submit src/ docs/ --collection code
@@ -79,7 +111,9 @@ def submit(
       v5 submit - -c notes --name notes.jsonl < notes.jsonl
       v5 submit src/ -c code --primary qdrant-minilm-onnx --dry-run
       v5 submit src/ -c code --prune
+      v5 submit dump.parquet -c notes --detach
       v5 submit src/ -c code --prune --dry-run
+      v5 submit src/ -c code --migrate --dry-run
       v5 submit dump.parquet -c notes --shard 1/4
       v5 submit src/ -c code --json | tail -1
     """
@@ -88,20 +122,31 @@ def submit(
             "--prune needs the whole corpus: a shard does not know what the others have. Submit the shards, "
             "then prune once without --shard"
         )
+    if detach and dry_run:
+        raise click.UsageError("--dry-run submits nothing that could be detached; leave one of the two out")
+    if detach and PIPE in options["paths"]:
+        raise click.UsageError(
+            "a pipe cannot be read again should the producer start anew: write it to a file, then submit that"
+        )
     settings = load_settings()
     start_logging(settings)
     corpus_fields = {key: options.pop(key) for key in CORPUS_FIELDS}
     index = options.pop("index")
-    plan = read_plan(settings, **options)
+    plan = plan_from_json(plan_json) if plan_json else read_plan(settings, **options)
     corpus = read_corpus(settings, **corpus_fields)
     if shard is not None:
         corpus = corpus.narrowed(str(shard), shard.has)
+    if dry_run and migrate:
+        _tell_migration(settings, collection, plan, as_json=as_json)
     if dry_run and prune:
         tell_pruning(settings, corpus, collection, as_json=as_json)
+    if dry_run and (migrate or prune):
         return
     if dry_run:
         tell_forecast(settings, corpus, plan, index, as_json=as_json)
         return
+    # A service manager's stop is as good as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     fleet = Fleet(settings)
     pruning = Pruning(fleet, collection, corpus.sources) if prune else None
     plan = with_index(plan or _fleet_plan(fleet), index)
@@ -109,9 +154,20 @@ def submit(
     meter = Meter(as_json=as_json)
     for what in fleet.unserved(plan).values():
         click.echo(f"warning: {what}; its steps wait until then", err=True)
-    submission = Submission(fleet, corpus, collection, plan, meter.show, pruning=pruning)
+    if detach:
+        fleet.close()
+        detach_submission(settings, collection, plan, as_json=as_json)
+    if migrate:
+        tell_migration(fleet, collection, plan, as_json=as_json)
+    announcement = Announcement(fleet.ledger.alive, collection, settings.alive_seconds)
+
+    def report(progress: Progress) -> None:
+        meter.show(progress)
+        announcement.show(progress)
+
+    submission = Submission(fleet, corpus, collection, plan, report, pruning=pruning, migrate=migrate)
     try:
-        with meter:
+        with meter, announcement:
             summary = submission.run()
     except KeyboardInterrupt:
         job = submission.progress.job
@@ -130,6 +186,14 @@ def submit(
     if summary.state not in ("done", "sealed"):
         sys.exit(1)
     sys.exit(EXIT_DEAD if summary.dead else 0)
+
+
+def _tell_migration(settings: Settings, collection: str, plan: Plan | None, *, as_json: bool) -> None:
+    fleet = Fleet(settings)
+    try:
+        tell_migration(fleet, collection, plan or _fleet_plan(fleet), as_json=as_json)
+    finally:
+        fleet.close()
 
 
 def _fleet_plan(fleet: Fleet) -> Plan:
@@ -159,6 +223,11 @@ def tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
         click.echo(f"pruned: {summary.pruned} points of these sources that the corpus has no more")
     if summary.prune_note:
         click.echo(summary.prune_note)
+    for name, count in summary.lacking.items():
+        click.echo(
+            f"{count} points of the collection lack {name}: they are not of this corpus (submit their "
+            f"sources, too){', or dead letters' if summary.dead else ''}"
+        )
     if summary.state == "paused":
         click.echo(
             f"the job paused: {summary.dead} dead letters are over the limit of {settings.max_dead} "

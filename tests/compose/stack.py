@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.processes import die_with_parent
 from tests.compose.compose_file import ROOT, resolved, seconds
 from tests.compose.image import hide_what_it_lacks, installed_extras
 from tests.redis_servers import missing
 from worker import private_redis
-from worker.supervised import die_with_parent
 
 HOSTS = ("redis", "qdrant")
 PORTS = ("6379", "6333", "6334", "5555")

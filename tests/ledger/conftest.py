@@ -9,10 +9,10 @@ import pytest
 
 from ledger.ledger import Ledger
 from ledger.server import wait_for
+from registry.processes import die_with_parent
 from registry.settings import Settings
 from tests.redis_servers import KINDS, Kind, binary
 from worker import private_redis
-from worker.supervised import die_with_parent
 
 
 @pytest.fixture(params=KINDS)

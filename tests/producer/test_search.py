@@ -10,7 +10,7 @@ import pytest
 
 from ledger.alive import Process
 from ledger.ledger import Ledger
-from producer.fleet import Collection, Fleet, Order
+from producer.fleet import Fleet, Order
 from producer.search import search_with_reranking
 from registry.errors import FleetError, UsageError
 from registry.plan import Plan
@@ -22,17 +22,17 @@ class OneCollection(Fleet):
 
     def __init__(self, settings: Settings, plan: Plan, texts: tuple[str | None, ...]) -> None:
         super().__init__(settings)
-        self.plan, self.texts = plan, texts
+        self.standing, self.texts = plan, texts
         self.asked: list[Any] = []
 
-    def describe(self, name: str) -> Collection:
-        return Collection(name, len(self.texts), self.plan)
+    def plan(self, name: str) -> Plan:
+        return self.standing
 
     def embed_query(self, *_: Any) -> dict[str, bytes]:
         return {}
 
-    def search(self, _name: str, names: Any, _parts: Any, limit: int) -> list[dict[str, Any]]:
-        self.asked.append((list(names), limit))
+    def search(self, _name: str, vectors: Any, _parts: Any, limit: int) -> list[dict[str, Any]]:
+        self.asked.append((list(vectors), limit))
         payloads = [{} if text is None else {"text": text} for text in self.texts[:limit]]
         return [{"id": f"p{i}", "score": 1.0 - i / 10, "payload": p} for i, p in enumerate(payloads)]
 

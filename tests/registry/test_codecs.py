@@ -11,6 +11,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import (
@@ -132,3 +133,33 @@ def test_what_is_no_chunk_is_refused() -> None:
     for body in (b"{}", b"[[1,2,3]]", b"nope", json.dumps([["id", "text"]]).encode()):
         with pytest.raises(CodecError):
             unpack_chunks(seal("chunks", body, compress=True))
+
+
+def test_deep_nesting_is_refused_and_not_followed() -> None:
+    deep = seal("chunks", b"[" * 200_000, compress=True)
+    with pytest.raises(CodecError, match="not JSON"):
+        unpack_chunks(deep)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"about": b"[]"},
+        {"about": b"[" * 200_000},
+        {"about": b'{"rejected": [], "notes": {}}'},
+        {"about": b'{"rejected": {"x": ""}, "notes": {}}'},
+        {"about": b'{"rejected": {}, "notes": 5}'},
+        {"tokens.seen": np.array(3)},
+        {"sparse.indices": np.array(3)},
+        {"sparse.offsets": np.array([0, np.nan, 2, 3])},
+        {"sparse.offsets": np.array(0)},
+        {"multi.offsets": np.array([np.nan, 1, 4, 5])},
+        {"dense.values": np.zeros((3, 8), np.uint8)},
+    ],
+)
+def test_a_part_sealed_by_somebody_else_is_refused_at_every_odd_field(spoil: dict) -> None:
+    tensors = load(unseal("vectors", pack_part(part())))
+    for name, value in spoil.items():
+        tensors[name] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
+    with pytest.raises(CodecError):
+        unpack_part(seal("vectors", save(tensors), compress=False))

@@ -595,13 +595,39 @@ def test_a_write_to_another_collection_of_the_name_says_nothing_against_the_poin
         store.close()
 
 
+def test_two_processes_that_add_vectors_at_once_both_keep_theirs(
+    standin, narrow, wide, make_point, protocol, monkeypatch
+):
+    one, other = (opened(standin, qdrant_grpc=protocol) for _ in range(2))
+    code = Plan(primary="qdrant-minilm-onnx")
+    one.open("c", narrow)
+    record = ServerCollection._record
+
+    def overtaken(found: ServerCollection, metadata: dict[str, Any]) -> None:
+        # It has read the record, and not written its own addition yet.
+        monkeypatch.setattr(ServerCollection, "_record", record)
+        other.open("c", code)
+        record(found, metadata)
+
+    monkeypatch.setattr(ServerCollection, "_record", overtaken)
+    wanted = {vector.name for plan in (narrow, code, wide) for vector in plan.vectors()}
+    assert {vector.name for vector in one.open("c", wide).plan.vectors()} == wanted
+    assert {vector.name for vector in other.plan("c").vectors()} == wanted
+    point = make_point(other.plan("c"), 1)
+    other.upsert("c", [point], 1)
+    assert one.standing("c", [point.id])[point.id].vectors == wanted
+    for store in (one, other):
+        store.close()
+
+
 def test_a_record_that_lost_a_vector_says_nothing_against_the_points(server, narrow, wide, make_point):
     server.open("c", narrow)
     client = server._connection.client
     before = client.get_collection("c").config.metadata
     server.open("c", wide)
-    # As if a process that read the record before had written its own addition last.
-    client.update_collection("c", metadata=before)
+    # As if it had been restored from a backup.
+    after = client.get_collection("c").config.metadata
+    client.update_collection("c", metadata={**dict.fromkeys(after), **before})
     server.describe("c")
 
     with pytest.raises(UsageError, match="there is no vector"):

@@ -114,7 +114,7 @@ def test_each_text_alone_agrees_with_the_reference(
 def test_all_texts_in_one_padded_batch_agree_with_the_reference(
     encoder: Any, references: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "_budget", len(TEXTS) * MAX_TOKENS)
+    monkeypatch.setattr(encoder.budget, "tokens", len(TEXTS) * MAX_TOKENS)
     assert len(encoder.prepare(list(TEXTS.values()), "document").micro_batches) == 1
     found = agreements(encoder, references, list(TEXTS), together=True)
     for kind, one in found.items():

@@ -15,9 +15,10 @@ from registry.models import EMBEDDERS, MAX_MULTIVECTOR_VALUES, model
 from registry.settings import load_settings
 from worker.encoders import fake
 from worker.encoders.base import MicroBatch, Prepared
-from worker.encoders.encode import PROBE, Stopped, encode
+from worker.encoders.encode import Stopped, encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.encoders.fake import FakeEncoder
+from worker.encoders.loop import PROBE
 
 
 def make(name: str = "bge-m3", **settings: Any) -> FakeEncoder:

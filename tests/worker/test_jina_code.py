@@ -96,7 +96,7 @@ def test_each_text_alone_agrees_with_the_reference(
 def test_all_texts_in_one_padded_batch_agree_with_the_reference(
     encoder: Any, references: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "_budget", len(TEXTS) * MAX_TOKENS)
+    monkeypatch.setattr(encoder.budget, "tokens", len(TEXTS) * MAX_TOKENS)
     (batch,) = encoder.prepare(list(TEXTS.values()), "document").micro_batches
     assert batch.tokens.mask[:, -1].all()
     assert not batch.tokens.mask[-1, 0]
@@ -213,12 +213,12 @@ def _unnormalised(encoder: Any, batch: Any, raw: Any, kinds: Any) -> Any:
 
 
 def _no_prefix(encoder: Any, texts: list[str], side: str) -> Any:
-    return encoder._tokenizer.prepare(texts, encoder._budget)
+    return encoder._tokenizer.prepare(texts, encoder.budget.tokens)
 
 
 def _prefix_without_its_line_end(encoder: Any, texts: list[str], side: str) -> Any:
     prefix = encoder._prompt.document.rstrip("\n")
-    return encoder._tokenizer.prepare([prefix + text for text in texts], encoder._budget)
+    return encoder._tokenizer.prepare([prefix + text for text in texts], encoder.budget.tokens)
 
 
 #: Name of what is wrong, and the steps replaced. The texts are of two lengths, so one of them is padded.

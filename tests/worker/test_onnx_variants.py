@@ -70,7 +70,7 @@ def test_an_int8_vector_does_not_depend_on_its_neighbours(
     for i, text in enumerate(TEXTS):
         np.testing.assert_array_equal(vectors(int8, [text])[0], together[i])
     # It is the packing that sees to it.
-    monkeypatch.setattr(int8, "_budget", 4096)
+    monkeypatch.setattr(int8.budget, "tokens", 4096)
     assert (vectors(int8, TEXTS) * together).sum(axis=1).min() < 0.999
 
 

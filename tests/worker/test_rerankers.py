@@ -180,6 +180,17 @@ def test_nothing_is_ranked_for_nobody(worker: RerankWorker) -> None:
         worker._rank(asked, time.time() + 10)
 
 
+def test_too_little_memory_is_answered_with_what_helps(
+    worker: RerankWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.reranker, "rank", _raising(MemoryError("no room")))
+    asked = {"query": "a", "documents": ["a", "b"]}
+    with pytest.raises(EncodeError, match=r"2 candidates in blocks of 125 .* cpu has; use smaller .*--block"):
+        worker._rank(asked, time.time() + 10)
+    with pytest.raises(EncodeError, match=r"in blocks of 1 .* use shorter candidates"):
+        worker._rank({**asked, "block": 1}, time.time() + 10)
+
+
 def _raising(error: Exception) -> Callable[..., Ranking]:
     def rank(*_: Any) -> Ranking:
         raise error

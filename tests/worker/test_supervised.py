@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker.supervised import EXIT_CONFIG, Child, stop_all
+import pytest
+
+from worker.supervised import EXIT_CONFIG, HEARTBEAT, STARTING, WELL, Child, Silence, stop_all
 
 
 def child(tmp_path: Path, code: str) -> Child:
@@ -74,3 +76,72 @@ def test_children_end_with_a_supervisor_that_was_killed(
     parent.kill()
     parent.communicate()
     eventually(lambda: not Path(f"/proc/{pid}").exists(), 10)
+
+
+def living(tmp_path: Path, sign: bytes, silence: Silence, signs: int = 10**9) -> Child:
+    """A child that gives so many signs of life, ten in a second, and lives on in silence."""
+    code = (
+        f"import os, time; fd = int(os.environ[{HEARTBEAT!r}])\n"
+        f"for _ in range({signs}): os.write(fd, {sign!r}); time.sleep(0.1)\n"
+        "time.sleep(600)"
+    )
+    return Child("it", [sys.executable, "-c", code], tmp_path / "it.log", silence=silence)
+
+
+def watch_for(one: Child, seconds: float) -> None:
+    """Look at a child as its supervisor does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        one.watch()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("sign", "silence"), [(WELL, Silence(600, 1.0)), (STARTING, Silence(1.0, 600))], ids=["ready", "starting"]
+)
+def test_a_child_that_falls_silent_is_killed_and_started_again(
+    tmp_path: Path, eventually: Callable[..., Any], sign: bytes, silence: Silence
+) -> None:
+    one = living(tmp_path, sign, silence, signs=5)
+    one.start()
+    first = one.pid
+    eventually(lambda: one.watch() and one.restarts)
+    assert (one.last_exit, one.restarts) == (-signal.SIGKILL, 1)
+    assert "it gave no sign of life for 1 s" in one.last_end
+    eventually(lambda: one.watch())
+    assert one.pid not in (0, first)
+    one.stop(5)
+
+
+def test_a_stopped_child_is_killed_whatever_it_said_before(
+    tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    one = living(tmp_path, WELL, Silence(600, 1.0))
+    one.start()
+    watch_for(one, 2.0)
+    assert one.restarts == 0
+    os.kill(one.pid, signal.SIGSTOP)
+    eventually(lambda: one.watch() and one.restarts)
+    assert one.last_exit == -signal.SIGKILL
+
+
+def test_a_supervisor_that_slept_itself_kills_nobody(tmp_path: Path, eventually: Callable[..., Any]) -> None:
+    one = living(tmp_path, WELL, Silence(600, 2.5))
+    one.start()
+    eventually(lambda: one.watch() or one._well)
+    os.kill(one.pid, signal.SIGSTOP)
+    watch_for(one, 0.3)
+    time.sleep(3.0)  # the supervisor sleeps; the child is stopped all the while
+    one.watch()
+    os.kill(one.pid, signal.SIGCONT)
+    watch_for(one, 1.0)
+    assert one.restarts == 0
+    one.stop(5)
+
+
+def test_a_child_that_gives_no_signs_is_left_alone(tmp_path: Path) -> None:
+    one = child(tmp_path, f"import os, time; assert {HEARTBEAT!r} not in os.environ; time.sleep(600)")
+    one.start()
+    watch_for(one, 1.5)
+    assert one.restarts == 0
+    one.stop(5)

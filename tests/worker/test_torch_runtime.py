@@ -82,6 +82,9 @@ def test_tf32_is_off_unless_allowed_and_recorded_where_it_counts(gpu: pytest.Mon
     [
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", MemoryError),
         ("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate", MemoryError),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", MemoryError),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", MemoryError),
+        ("std::bad_alloc", MemoryError),
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", InfrastructureError),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", InfrastructureError),
         ("CUDA driver error: device not ready", InfrastructureError),

@@ -6,9 +6,10 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import click
 
@@ -34,6 +35,8 @@ class Finding:
     what: str
     verdict: Literal["ok", "warning", "wrong"]
     said: str
+    #: For programs: each thing that `said` sums up.
+    details: list[dict[str, Any]] = field(default_factory=list)
 
 
 @click.command()
@@ -92,11 +95,30 @@ def _redis(settings: Settings) -> list[Finding]:
             if living
             else Finding("fleet", "warning", "nobody is alive; `v5 up`")
         )
-        return found
+        return [*found, *_refused(ledger)]
     except V5Error as error:
         return [Finding("Redis", "wrong", str(error))]
     finally:
         ledger.close()
+
+
+def _refused(ledger: Ledger) -> list[Finding]:
+    """Messages that the fleet did not let in, within a week of the last."""
+    counts, last = ledger.refused.counts(), ledger.refused.last()
+    if not last:
+        return []
+    newest, process = last[0]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(newest.at))
+    others = "something else writes to the broker: find it, or give the fleet a Redis user (docs/redis.md)"
+    versions = "a process of another version sends them: bring all to one"
+    todo = versions if newest.kind == "other version" else others
+    said = (
+        f"{sum(counts.values())} ({kinds}); {todo}. The last at {when}, by {process}, from {newest.queue}: "
+        f"{newest.why}; it begins with {newest.sample[:100]}"
+    )
+    details = [{**asdict(message), "process": name} for message, name in last]
+    return [Finding("refused messages", "warning", said, details)]
 
 
 def _server(server: Server, what: str) -> Finding:

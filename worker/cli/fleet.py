@@ -142,11 +142,14 @@ def _report(settings: Settings) -> dict[str, Any]:
         mine = next((row for row in local if here and row[key] == value), None)
         if mine is not None:
             local.remove(mine)
-        rows.append({**asdict(process), "restarts": mine["restarts"] if mine else None})
+        ended = mine["last_end"] if mine else ""
+        note = process.note or (f"ended before: {ended}" if ended else "")
+        rows.append({**asdict(process), "note": note, "restarts": mine["restarts"] if mine else None})
     for row in local:
         pid = row["pid"]
         condition = "failed" if row["failed"] else "running" if pid else "restarting"
-        note = "" if row["name"] == "redis" else f"see {row['log']}"
+        where = "" if row["name"] == "redis" else f"see {row['log']}"
+        note = "; ".join(filter(None, [row["last_end"], where]))
         rows.append(
             {"kind": "", "name": row["name"], "host": "", "pid": pid, "device": "", "model": "",
              "condition": condition, "restarts": row["restarts"], "note": note}

@@ -12,8 +12,8 @@ from ledger.alive import Alive, Process
 from ledger.server import connect
 from registry.console import as_json, data_dir, print_json
 from registry.errors import FleetError
+from registry.processes import birth
 from registry.settings import load_settings
-from worker.supervised import birth
 
 #: Clocks of the announcement and of the kernel may differ by this much. Seconds.
 CLOCK_ERROR = 1.0

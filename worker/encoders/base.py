@@ -12,6 +12,7 @@ import numpy.typing as npt
 from registry.codecs import Vectors
 from registry.models import OutputKind, Truncation
 from registry.spaces import VectorSpace
+from worker.encoders.budget import Budget
 
 Side = Literal["document", "query"]
 
@@ -69,6 +70,8 @@ class Encoder(Protocol):
 
     model: str
     numerics: Numerics
+    #: Padded tokens of a micro-batch; `prepare` and `pack` look at it each time.
+    budget: Budget
     #: What is done with a document over the model's limit; `encode` does it.
     truncation: Truncation
 
@@ -104,6 +107,13 @@ class Encoder(Protocol):
 
         The vectors are checked by the caller (`check_vectors`), so that no encoder can forget to. Raises as
         `forward` does, where a device reports a failed pass only when its results are read.
+        """
+        ...
+
+    def free(self) -> None:
+        """Give back memory of the device that nothing holds any more; no forward pass runs meanwhile.
+
+        Raises InfrastructureError if the device itself failed.
         """
         ...
 

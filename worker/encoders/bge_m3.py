@@ -47,7 +47,7 @@ class BgeM3Encoder(TextEncoder):
         self._runtime = TorchRuntime(spec, settings)
         config = _config(spec, weights.path)
         tokenizer = text_tokenizer(spec, weights, config.pad_token_id)
-        budget = self._runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
+        budget = self._runtime.budget("transformers", cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
         super().__init__(spec, task, settings, tokenizer, budget)
         self._unweighted = np.array([tokenizer.id_of(token) for token in UNWEIGHTED])
         check_vocabulary(spec, weights.path, tokenizer.size, config.vocab_size)
@@ -75,6 +75,10 @@ class BgeM3Encoder(TextEncoder):
         tokens: Padded = batch.tokens
         with self._runtime.errors(), torch.inference_mode():
             return {kind: make[kind](raw, tokens) for kind in kinds}
+
+    def free(self) -> None:
+        """See Encoder.free."""
+        self._runtime.release()
 
     def close(self) -> None:
         """Free the device's memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from dataclasses import dataclass
@@ -66,3 +67,23 @@ def thread_count(settings: Settings) -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def hardware(device: Device) -> str:
+    """What a device calls itself, and its memory; its name in settings where the driver does not say."""
+    if device.kind == "cpu":
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return f"a CPU of {os.cpu_count()} cores, {total / (1 << 30):.0f} GiB"
+    name, number, memory = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_size_t()
+    try:
+        # The driver counts devices by CUDA_VISIBLE_DEVICES, as the encoders' libraries do and nvidia-smi not.
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(number), device.index)
+            or driver.cuDeviceGetName(name, len(name), number)
+            or driver.cuDeviceTotalMem_v2(ctypes.byref(memory), number)
+        )
+    except (OSError, AttributeError):
+        return device.name
+    return device.name if failed else f"{name.value.decode()}, {memory.value / (1 << 30):.0f} GiB"

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from registry.codecs import Dense, Multi, Part, Sparse, Vectors
-from registry.errors import EncodeError, InfrastructureError, V5Error
+from registry.errors import EncodeError, V5Error
 from registry.models import MAX_MULTIVECTOR_VALUES, OutputKind
-from worker.encoders.base import Encoder, MicroBatch, Side
+from worker.encoders.base import Encoder, MicroBatch, Prepared, Side
 from worker.encoders.loop import Loop, Work
 from worker.encoders.truncation import Windows
 
 logger = logging.getLogger(__name__)
 
-#: A text every encoder can take. If it fails too, the fault is the device's, not the texts'.
-PROBE = "def probe(): return 42"
-
 
 class Stopped(V5Error):
     """The caller's `should_stop` said so between two micro-batches; nothing of this call is kept."""
+
+
+@dataclass(frozen=True)
+class Singly:
+    """How texts go through one at a time."""
+
+    order: Sequence[int]
+    #: Entered around all that is done with a text; what it raises ends the call.
+    around: Callable[[int], AbstractContextManager[None]]
+    #: Texts that are not taken at all, and why.
+    refused: Mapping[int, str]
 
 
 class _Texts(Loop):
@@ -46,12 +54,22 @@ class _Texts(Loop):
     def prepare(self, rows: tuple[int, ...]) -> list[tuple[MicroBatch, tuple[int, ...]]]:
         """See Loop.prepare. A text that cannot even be tokenised is found by halving, and rejected; one over
         the model's limit is set aside where it is not to be cut."""
-        encoder = self.work.encoder
+        short = ""
+        groups = None
         try:
-            prepared = encoder.prepare([self.texts[row] for row in rows], self.work.side)
+            prepared = self.work.encoder.prepare([self.texts[row] for row in rows], self.work.side)
+        except MemoryError as error:
+            short = str(error)
         except Exception as error:
-            halves = self.blame(rows, error)
-            return [batch for half in halves for batch in self.prepare(half)]
+            groups = self.blame(rows, error)
+        else:
+            return self._fitting(rows, prepared)
+        if groups is None:
+            groups = self.spare(rows, short)
+        return [batch for group in groups for batch in self.prepare(group)]
+
+    def _fitting(self, rows: tuple[int, ...], prepared: Prepared) -> list[tuple[MicroBatch, tuple[int, ...]]]:
+        """The micro-batches of these texts, without those that are set aside."""
         index = list(rows)
         self.seen[index] = prepared.tokens_seen
         self.kept[index] = prepared.tokens_kept
@@ -89,13 +107,26 @@ class _Texts(Loop):
             self.rows_cut.update({rows[i]: count for i, count in cut.items()})
         self.done.append((rows, vectors))
 
+    def take(self, rows: tuple[int, ...]) -> None:
+        """Take these texts through, those over the limit last."""
+        self.drain(rows)
+        while self.too_long:
+            self.pool(self.too_long.pop(0))
+
     def pool(self, row: int) -> None:
         """Take one text through in windows."""
         work = self.work
+        windows, short = None, ""
         try:
             windows = work.encoder.windows(self.texts[row], work.side)
+        except MemoryError as error:
+            short = str(error)
         except Exception as error:
             self.blame((row,), error)
+            return
+        if windows is None:
+            for _ in self.spare((row,), short):
+                self.pool(row)
             return
         width = work.encoder.space("multi").dimension if "multi" in work.kinds else 1
         loop = Windows(work, windows, _most_rows(width))
@@ -115,18 +146,6 @@ class _Texts(Loop):
         if loop.pool.rows_cut:
             self.rows_cut[row] = loop.pool.rows_cut
 
-    def require_probe(self) -> None:
-        """Raise InfrastructureError if the encoder fails on a text that is known to be good."""
-        encoder = self.work.encoder
-        try:
-            for batch in encoder.prepare([PROBE], self.work.side).micro_batches:
-                self.work.run(batch)
-        except Exception as error:
-            raise InfrastructureError(
-                f"{encoder.model} on {encoder.numerics.device} fails on every text, a known good "
-                f"one included ({type(error).__name__}: {error}); restart the worker"
-            ) from error
-
     def part(self) -> Part:
         """Everything in the caller's order."""
         work = self.work
@@ -137,6 +156,14 @@ class _Texts(Loop):
             "useful_tokens": work.useful_tokens,
             "padded_tokens": work.padded_tokens,
         }
+        if work.short:
+            notes |= {"oom": work.short, "budget": work.encoder.budget.tokens}
+            logger.warning(
+                "%s: memory of %s was too short for %d passes of this batch; smaller ones were tried instead",
+                work.encoder.model,
+                work.encoder.numerics.device,
+                work.short,
+            )
         if self.windows:
             notes["windows"] = {str(row): count for row, count in sorted(self.windows.items())}
         if self.rows_cut:
@@ -205,13 +232,16 @@ def encode(
     device_lock: AbstractContextManager[Any],
     on_progress: Callable[[], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    singly: Singly | None = None,
 ) -> Part:
     """Vectors of `texts`, in their order.
 
     A micro-batch that fails is halved until the failing texts stand alone; those are named in
-    `Part.rejected` and their vectors are zero or empty, all others go through. NaN, infinity, a wrong shape
-    and an out-of-memory are such failures; an InfrastructureError is not and leaves at once. Where no text
-    at all went through, a known good one is tried: if that fails too, nothing is held against the texts.
+    `Part.rejected` and their vectors are zero or empty, all others go through. NaN, infinity and a wrong
+    shape are such failures; an InfrastructureError is not and leaves at once. Where no text at all went
+    through, a known good one is tried: if that fails too, nothing is held against the texts. Where memory is
+    too short, see `Loop`: smaller micro-batches, and a text is rejected only if it alone is too much. The
+    notes' `oom` has how many passes did not fit, and `budget` the tokens of a micro-batch since then.
     A document over the model's limit is cut, rejected, or embedded in windows, as the encoder's `truncation`
     says (the notes' `windows` has how many by text); a query is never embedded in windows, but cut.
     Rows of a multi-vector past the store's ceiling are cut, and counted by text in the notes' `rows_cut`.
@@ -220,6 +250,7 @@ def encode(
         device_lock: held for each forward pass and for nothing else.
         on_progress: called after each micro-batch; what it raises ends the call (a lost lease).
         should_stop: asked before each micro-batch.
+        singly: if given, the texts go through one at a time; the vectors are the same.
 
     Raises InfrastructureError, Stopped, and whatever `on_progress` raises.
     """
@@ -230,10 +261,14 @@ def encode(
 
     work = Work(encoder, side, tuple(kinds), device_lock, before, on_progress or (lambda: None))
     run = _Texts(work, texts)
-    if texts:
-        run.drain(tuple(range(len(texts))))
-    for row in run.too_long:
-        run.pool(row)
+    if singly is not None:
+        for row in singly.order:
+            with singly.around(row):
+                run.take((row,))
+        for row, reason in singly.refused.items():
+            run.reject(row, reason)
+    elif texts:
+        run.take(tuple(range(len(texts))))
     if run.rejected and not run.done:
-        run.require_probe()
+        work.require_sound()
     return run.part()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from registry.codecs import Dense
-from registry.errors import FleetError, GoldenMismatch, WeightsError
+from registry.errors import FleetError, GoldenMismatch, InfrastructureError, WeightsError
 from registry.models import Backend, ModelSpec, OutputKind, embedder
 from registry.serving import served
 from registry.settings import Settings
@@ -18,6 +18,7 @@ from worker.encoders.base import Encoder
 from worker.encoders.encode import encode
 from worker.encoders.fake import FakeEncoder
 from worker.encoders.goldens import agreement, measure
+from worker.encoders.loop import NO_MEMORY
 from worker.encoders.minilm_goldens import shipped
 from worker.weights import locate
 
@@ -74,7 +75,7 @@ def warm_up(encoder: Encoder, kinds: Sequence[OutputKind]) -> float:
 
     Shapes, finiteness and norms are checked as ever; beyond that, two texts must differ, and where golden
     vectors come with this program the encoder must give them. Raises WeightsError if not, InfrastructureError
-    if the device fails.
+    if the device fails or has too little memory for a long text.
     """
     begun = time.perf_counter()
     kind_of_device = encoder.numerics.device.partition(":")[0]
@@ -84,7 +85,13 @@ def warm_up(encoder: Encoder, kinds: Sequence[OutputKind]) -> float:
     texts.append("the " * max(1, longest - 32))
     part = encode(encoder, texts, "document", kinds, device_lock=threading.Lock())
     if part.rejected:
-        raise WeightsError(f"{encoder.model} fails its warm-up: {next(iter(part.rejected.values()))}")
+        why = next(iter(part.rejected.values()))
+        if why.startswith(NO_MEMORY):
+            raise InfrastructureError(
+                f"{encoder.model} on {encoder.numerics.device} has no memory for a text of {longest} tokens, "
+                f"and starts when it has ({why}); free some, or choose another device with V5_DEVICE"
+            )
+        raise WeightsError(f"{encoder.model} fails its warm-up: {why}")
     dense = part.vectors.get("dense")
     if isinstance(dense, Dense):
         if float(dense.values[0] @ dense.values[1]) > 0.999:

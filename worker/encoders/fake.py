@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from registry.spaces import VectorSpace, space_of
 from worker.encoders.base import MicroBatch, Numerics, Prepared, Side, Window
+from worker.encoders.budget import budget_of
 from worker.encoders.pooling import unit
 from worker.encoders.tokens import pack
 
@@ -30,6 +32,8 @@ POISON_NAN = POISON + "nan"
 POISON_SHAPE = POISON + "shape"
 #: Its forward pass ends the process with SIGKILL.
 POISON_KILL = POISON + "kill"
+#: Its forward pass never ends.
+POISON_HANG = POISON + "hang"
 #: Its forward pass raises MemoryError.
 POISON_OOM = POISON + "oom"
 #: From its forward pass on, the encoder gives every text another vector, as a damaged device might.
@@ -63,6 +67,8 @@ class FakeEncoder:
         self._spec = spec
         self._spaces = {o.kind: space_of(spec, o.kind, task, fake=True) for o in spec.outputs}
         self._seconds = settings.fake_seconds
+        self._memory = settings.fake_memory_tokens
+        self.budget = budget_of(spec, settings, BUDGET, hardware="cpu", dtype="float32", backend="fake")
         self._salts = {kind: np.uint64(int(space.fingerprint, 16)) for kind, space in self._spaces.items()}
 
     def space(self, kind: OutputKind) -> VectorSpace:
@@ -73,7 +79,7 @@ class FakeEncoder:
         """Hash the texts; a token is four characters and two are special. No prefix: sides do not differ."""
         seen = np.fromiter((len(t) // 4 + 2 for t in texts), np.int32, len(texts))
         kept = np.minimum(seen, self._spec.max_tokens).astype(np.int32)
-        batches = [_micro_batch(rows, texts, kept) for rows in pack(kept, BUDGET)]
+        batches = [_micro_batch(rows, texts, kept) for rows in pack(kept, self.budget.tokens)]
         return Prepared(batches, seen, kept)
 
     def windows(self, text: str, side: Side) -> list[Window]:  # noqa: ARG002
@@ -86,18 +92,22 @@ class FakeEncoder:
         """See Encoder.pack."""
         texts = [window.tokens for window in windows]
         lengths = np.fromiter((len(t) // 4 + 2 for t in texts), np.int32, len(texts))
-        at_once = max(1, BUDGET // int(lengths.max(initial=1)))
+        at_once = max(1, self.budget.tokens // int(lengths.max(initial=1)))
         starts = range(0, len(texts), at_once)
         return [_micro_batch(tuple(range(len(texts))[at : at + at_once]), texts, lengths) for at in starts]
 
     def forward(self, batch: MicroBatch) -> _Tokens:
-        """Sleep `fake_seconds` per text, and fail where a text says so."""
+        """Sleep `fake_seconds` per text, and fail where a text says so or the made-up memory is too small."""
         tokens: _Tokens = batch.tokens
+        if 0 < self._memory < batch.padded_tokens:
+            raise MemoryError(f"made up: {batch.padded_tokens} tokens, and room for {self._memory}")
         if self._seconds:
             time.sleep(self._seconds * len(batch.rows))
         for text in filter(None, tokens.poisons):
             if POISON_KILL in text:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if POISON_HANG in text:
+                threading.Event().wait()
             if POISON_DRIFT in text:
                 self._salts = {kind: ~np.uint64(int(s.fingerprint, 16)) for kind, s in self._spaces.items()}
             if POISON_OOM in text:
@@ -114,6 +124,9 @@ class FakeEncoder:
     ) -> dict[OutputKind, Vectors]:
         """Draw the vectors of each output from the texts' seeds."""
         return {kind: self._vectors(kind, raw) for kind in kinds}
+
+    def free(self) -> None:
+        """Nothing to free."""
 
     def close(self) -> None:
         """Nothing to free."""

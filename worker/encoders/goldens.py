@@ -20,6 +20,7 @@ from registry.errors import CodecError, GoldenMismatch, InfrastructureError
 from registry.models import OutputKind
 from worker.encoders.base import Encoder, Side
 from worker.encoders.encode import encode
+from worker.encoders.loop import NO_MEMORY
 
 #: Smallest cosine between a golden vector and what an encoder gives. bfloat16 is within it; noise of 0.01 on
 #: each value of a unit vector is not.
@@ -107,7 +108,7 @@ def measure(
             if part.rejected:
                 why = next(iter(part.rejected.values()))
                 said = f"{encoder.model} on {encoder.numerics.device} cannot embed a golden text: {why}"
-                raise InfrastructureError(said) if why.startswith("MemoryError") else GoldenMismatch(said)
+                raise InfrastructureError(said) if why.startswith(NO_MEMORY) else GoldenMismatch(said)
             parts.append(part)
     return {kind: _golden(kind, parts) for kind in kinds}
 

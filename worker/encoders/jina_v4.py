@@ -42,7 +42,9 @@ class JinaV4Encoder(TextEncoder):
         """Load it with the task's adapter; raises as `load`, and PlanError for a task it does not have."""
         runtime = TorchRuntime(spec, settings)
         tokenizer = text_tokenizer(spec, weights)
-        super().__init__(spec, task, settings, tokenizer, runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET))
+        super().__init__(
+            spec, task, settings, tokenizer, runtime.budget("transformers", cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
+        )
         self._runtime = runtime
         self._model = load(spec, self._task, weights.path, runtime)
         check_vocabulary(spec, weights.path, tokenizer.size, self._model.text.embed_tokens.num_embeddings)
@@ -76,6 +78,10 @@ class JinaV4Encoder(TextEncoder):
         offsets = np.zeros(len(mask) + 1, np.int64)
         np.cumsum(mask.sum(dim=1).cpu().numpy(), out=offsets[1:])
         return Multi(rows, offsets)
+
+    def free(self) -> None:
+        """See Encoder.free."""
+        self._runtime.release()
 
     def close(self) -> None:
         """Free the device's memory."""

@@ -1,7 +1,9 @@
-"""Micro-batches through an encoder, one after another, and the search for an item it cannot take."""
+"""Micro-batches through an encoder, one after another: smaller ones where memory is short, and the search for
+an item it cannot take."""
 
 from __future__ import annotations
 
+import gc
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -18,6 +20,10 @@ from worker.encoders.check import check_vectors
 
 #: A reason for a rejection is cut to this many characters: it travels, and may quote the text.
 REASON_CHARS = 300
+#: A text every encoder can take. If it fails too, the fault is the device's, not the texts'.
+PROBE = "def probe(): return 42"
+#: How a reason begins where memory was too short.
+NO_MEMORY = "MemoryError: "
 
 
 @dataclass
@@ -34,6 +40,8 @@ class Work:
     useful_tokens: int = 0
     padded_tokens: int = 0
     forward_seconds: float = 0.0
+    #: Passes for which there was too little memory.
+    short: int = 0
 
     def run(self, batch: MicroBatch) -> dict[OutputKind, Vectors]:
         """One micro-batch through the device; its vectors, checked."""
@@ -45,7 +53,32 @@ class Work:
         self.padded_tokens += batch.padded_tokens
         vectors = self.encoder.finish(batch, raw, self.kinds)
         self.check(vectors, len(batch.rows))
+        budget = self.encoder.budget
+        budget.widest = max(budget.widest, width_of(batch))
         return vectors
+
+    def relieve(self) -> None:
+        """After a MemoryError, and once nobody holds it any more: give back what the pass took."""
+        self.short += 1
+        gc.collect()
+        with self.device_lock:
+            self.encoder.free()
+
+    def require_sound(self, tokens: int = 0) -> None:
+        """Raise InfrastructureError if the encoder fails on a text that is known to be good: of `tokens`
+        tokens, or as many as it has taken before."""
+        # Room for a prompt, the special tokens and the probe itself.
+        more = min(tokens, self.encoder.budget.widest) - 32
+        try:
+            for batch in self.encoder.prepare([PROBE + " the" * more], self.side).micro_batches:
+                self.run(batch)
+            return
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        raise InfrastructureError(
+            f"{self.encoder.model} on {self.encoder.numerics.device} fails on every text, a known good one "
+            f"included ({said}); restart the worker"
+        )
 
     def check(self, vectors: dict[OutputKind, Vectors], items: int) -> None:
         """Raise EncodeError unless there are `items` sound vectors of every kind."""
@@ -55,13 +88,35 @@ class Work:
             check_vectors(vectors[kind], self.encoder.space(kind), items)
 
 
+@dataclass
+class _Shortage:
+    """A micro-batch that did not fit into memory, until all of its items are through or rejected."""
+
+    #: The encoder's budget when it failed.
+    budget: int
+    #: Padded tokens that may fit instead.
+    limit: int
+    waiting: set[int]
+    rejected: bool = False
+
+
 class Loop(ABC):
-    """Items, by their positions, through the encoder; `rejected` says why one could not."""
+    """Items, by their positions, through the encoder; `rejected` says why one could not.
+
+    Where memory is too short for a micro-batch, its halves go through instead, and whatever is larger waits
+    for smaller ones, too, until the last of its items is through. Then, if none of them was rejected, their
+    number was too large, and the encoder's budget is halved; otherwise it stays, as one of them would have
+    been too much for any device. An item that is alone is tried twice, and rejected only if the device still
+    takes a known good text of its length, or of the greatest length it has ever taken.
+    """
 
     def __init__(self, work: Work) -> None:
         self.work = work
         self.rejected: dict[int, str] = {}
         self._todo: deque[tuple[MicroBatch, tuple[int, ...]]] = deque()
+        self._shortage: _Shortage | None = None
+        #: Items for which memory was too short though they were alone; they get a second try.
+        self._tried: set[int] = set()
 
     @abstractmethod
     def prepare(self, rows: tuple[int, ...]) -> list[tuple[MicroBatch, tuple[int, ...]]]:
@@ -75,27 +130,79 @@ class Loop(ABC):
         """Take these items through the encoder, to the end."""
         self._todo.extend(self.prepare(rows))
         while self._todo:
+            batch, some = self._todo.popleft()
+            # Another thread may have lowered it since the batch was packed.
+            budget = self.work.encoder.budget.tokens
+            most = min(budget, self._shortage.limit) if self._shortage else budget
+            if len(some) > 1 and batch.padded_tokens > most:
+                self._again(_cut(some, most * len(some) // batch.padded_tokens))
+                continue
             self.work.before()
-            self._step()
+            self._step(batch, some, budget)
             self.work.after()
 
     def give_up(self) -> None:
         """Leave what is still to do."""
         self._todo.clear()
 
-    def _step(self) -> None:
-        """Run the next micro-batch; on a data failure put its halves in its place."""
-        batch, rows = self._todo.popleft()
+    def _step(self, batch: MicroBatch, rows: tuple[int, ...], budget: int) -> None:
+        """Run a micro-batch; on a data failure, or where memory is too short, put its halves in its place."""
         try:
             vectors = self.work.run(batch)
+        except MemoryError as error:
+            # Its words only: the error holds the frames of the pass, and they its tensors.
+            said = str(error)
         except Exception as error:
-            for half in reversed(self.blame(rows, error)):
-                self._todo.extendleft(reversed(self.prepare(half)))
+            self._again(self.blame(rows, error))
             return
-        self.keep(rows, vectors)
+        else:
+            self.keep(rows, vectors)
+            self._through(rows)
+            return
+        if len(rows) > 1:
+            self._shortage = self._shortage or _Shortage(budget, budget, set(rows))
+            self._shortage.limit = max(1, min(self._shortage.limit, batch.padded_tokens) // 2)
+        self._again(self.spare(rows, said, width_of(batch)))
+
+    def _again(self, groups: list[tuple[int, ...]]) -> None:
+        """Put these in the place of what was next."""
+        for group in reversed(groups):
+            self._todo.extendleft(reversed(self.prepare(group)))
+
+    def _through(self, rows: Sequence[int]) -> None:
+        """These need no memory any more; the last of a shortage says what it was."""
+        short = self._shortage
+        if short is None:
+            return
+        short.waiting.difference_update(rows)
+        if short.waiting:
+            return
+        self._shortage = None
+        if not short.rejected:
+            self.work.encoder.budget.lower(short.budget)
+
+    def spare(self, rows: tuple[int, ...], said: str, tokens: int = 0) -> list[tuple[int, ...]]:
+        """What to try instead of `rows`, for which memory was too short: their halves; an item that stands
+        alone once more, and then it is rejected. To be called once nobody holds the MemoryError any more.
+
+        Raises InfrastructureError if a known good text, of as many tokens if it can be, finds no memory.
+        """
+        self.work.relieve()
+        if len(rows) > 1:
+            return _halves(rows)
+        row = rows[0]
+        if row not in self._tried:
+            self._tried.add(row)
+            return [rows]
+        self.work.require_sound(tokens)
+        device = self.work.encoder.numerics.device
+        length = f" of {tokens} tokens" if tokens else ""
+        self.reject(row, f"{NO_MEMORY}{device} has too little for this text{length} even alone: {said}")
+        return []
 
     def blame(self, rows: tuple[int, ...], error: Exception) -> list[tuple[int, ...]]:
-        """What to try instead of `rows`: their halves; an item that stands alone is rejected.
+        """What to try instead of `rows`: their halves; an item that stands alone is rejected. `spare` says it
+        where memory was too short.
 
         Raises the error again if it says nothing about any item.
         """
@@ -104,9 +211,25 @@ class Loop(ABC):
         if len(rows) == 1:
             self.reject(rows[0], f"{type(error).__name__}: {error}")
             return []
-        middle = len(rows) // 2
-        return [rows[:middle], rows[middle:]]
+        return _halves(rows)
 
     def reject(self, row: int, reason: str) -> None:
         """Note why an item cannot be taken."""
         self.rejected[row] = " ".join(reason.split())[:REASON_CHARS]
+        if self._shortage and row in self._shortage.waiting:
+            self._shortage.rejected = True
+            self._through([row])
+
+
+def width_of(batch: MicroBatch) -> int:
+    """Tokens of its longest text."""
+    return batch.padded_tokens // max(1, len(batch.rows))
+
+
+def _halves(rows: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return _cut(rows, (len(rows) + 1) // 2)
+
+
+def _cut(rows: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    size = max(1, size)
+    return [rows[at : at + size] for at in range(0, len(rows), size)]

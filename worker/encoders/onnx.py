@@ -16,7 +16,8 @@ from registry.errors import FleetError, InfrastructureError, UsageError, Weights
 from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from worker.encoders.base import MicroBatch, Numerics
-from worker.encoders.device import Device, choose_device, thread_count
+from worker.encoders.budget import Budget, budget_of
+from worker.encoders.device import Device, choose_device, hardware, thread_count
 from worker.encoders.pooling import masked_mean, unit
 from worker.encoders.text import TextEncoder, text_tokenizer
 from worker.encoders.tokens import Padded
@@ -51,9 +52,7 @@ class OnnxEncoder(TextEncoder):
         _check_graph(spec, self._session)
         #: Outputs stay on the device until `finish`, which does not hold it.
         self._bound = self._device.kind == "cuda"
-        budget = CPU_BUDGET if self._device.kind == "cpu" else CUDA_BUDGET
-        if spec.variant == "int8":
-            budget = INT8_BUDGET
+        budget = _budget(spec, settings, self._device, dtype)
         super().__init__(spec, task, settings, text_tokenizer(spec, weights), budget)
         self.numerics = Numerics(
             backend="onnxruntime",
@@ -68,14 +67,34 @@ class OnnxEncoder(TextEncoder):
     def forward(self, batch: MicroBatch) -> Any:
         """Last hidden states `[b, t, h]` float32; an OrtValue on the device where outputs are bound."""
         tokens: Padded = batch.tokens
-        feed = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = np.zeros_like(tokens.ids)
-        feed = {name: array for name, array in feed.items() if name in self._inputs}
+        feed = self._feed(tokens)
         try:
             return self._run_bound(feed) if self._bound else self._session.run(None, feed)[0]
         except Exception as error:
             raise _translated(error) from error
+
+    def free(self) -> None:
+        """See Encoder.free. The arena keeps what it ever took, also for a pass that failed; only the end of
+        a pass gives it back, so there is one of a single token."""
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry(
+            "memory.enable_memory_arena_shrinkage",
+            f"{'cpu' if self._device.kind == 'cpu' else 'gpu'}:{self._device.index}",
+        )
+        one = np.ones((1, 1), np.int64)
+        try:
+            self._session.run(None, self._feed(Padded(one, one)), options)
+        except Exception as error:
+            if not isinstance(_translated(error), MemoryError):
+                raise _translated(error) from error
+
+    def _feed(self, tokens: Padded) -> dict[str, npt.NDArray[np.int64]]:
+        feed = {
+            "input_ids": tokens.ids,
+            "attention_mask": tokens.mask,
+            "token_type_ids": np.zeros_like(tokens.ids),
+        }
+        return {name: array for name, array in feed.items() if name in self._inputs}
 
     def _run_bound(self, feed: dict[str, npt.NDArray[np.int64]]) -> Any:
         binding = self._session.io_binding()
@@ -174,6 +193,13 @@ def _graph(spec: ModelSpec, weights: Weights, settings: Settings, device: Device
     return weights.onnx or exported(spec, weights, settings.cache_dir), dtype
 
 
+def _budget(spec: ModelSpec, settings: Settings, device: Device, dtype: str) -> Budget:
+    if spec.variant == "int8":
+        return Budget(INT8_BUDGET)
+    tokens = CPU_BUDGET if device.kind == "cpu" else CUDA_BUDGET
+    return budget_of(spec, settings, tokens, hardware=hardware(device), dtype=dtype, backend="onnxruntime")
+
+
 def _open(graph: Path, device: Device, settings: Settings) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count(settings)
@@ -219,7 +245,7 @@ def _check_graph(spec: ModelSpec, session: Any) -> None:
 def _translated(error: Exception) -> Exception:
     """What an error of onnxruntime means; it has no types for this, only words."""
     said = str(error)
-    if any(words in said for words in ("Failed to allocate", "out of memory", "bad_alloc")):
+    if any(words in said for words in ("Failed to allocate", "out of memory", "ALLOC_FAILED", "bad_alloc")):
         return MemoryError(said)
     if any(words in said for words in ("CUDA failure", "CUDNN failure", "CUBLAS failure", "CUDA error")):
         return InfrastructureError(f"the device failed: {said}")

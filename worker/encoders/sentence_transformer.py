@@ -44,7 +44,11 @@ class SentenceTransformerEncoder(TextEncoder):
         self._model = _load(spec, weights, self._runtime)
         tokenizer = text_tokenizer(spec, weights, self._model.tokenizer.pad_token_id or 0)
         super().__init__(
-            spec, task, settings, tokenizer, self._runtime.budget(cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
+            spec,
+            task,
+            settings,
+            tokenizer,
+            self._runtime.budget("sentence-transformers", cpu=CPU_BUDGET, cuda=CUDA_BUDGET),
         )
         _check(spec, self._model, self._task)
         transformer = self._model[0].auto_model
@@ -73,6 +77,10 @@ class SentenceTransformerEncoder(TextEncoder):
         with self._runtime.errors():
             values = raw.float().cpu().numpy()
         return {"dense": Dense(unit(values))}
+
+    def free(self) -> None:
+        """See Encoder.free."""
+        self._runtime.release()
 
     def close(self) -> None:
         """Free the device's memory."""

@@ -12,20 +12,21 @@ from registry.models import ModelSpec, OutputKind, Prompt
 from registry.settings import Settings
 from registry.spaces import VectorSpace, space_of
 from worker.encoders.base import MicroBatch, Numerics, Prepared, Side, Window
+from worker.encoders.budget import Budget
 from worker.encoders.tokens import TextTokenizer
 from worker.weights import Weights
 
 
 class TextEncoder:
-    """The half of an Encoder that knows texts; `forward`, `finish` and `close` are its subclass' own."""
+    """The half of an Encoder that knows texts; `forward`, `finish`, `free` and `close` are its
+    subclass' own."""
 
     numerics: Numerics
 
     def __init__(
-        self, spec: ModelSpec, task: str, settings: Settings, tokenizer: TextTokenizer, budget: int
+        self, spec: ModelSpec, task: str, settings: Settings, tokenizer: TextTokenizer, budget: Budget
     ) -> None:
-        """Take the task's prompt; `budget` is the padded tokens of a micro-batch. Raises PlanError for a task
-        that the model does not know."""
+        """Take the task's prompt. Raises PlanError for a task that the model does not know."""
         self.model = spec.name
         self.truncation = spec.truncation
         self._spec = spec
@@ -35,7 +36,7 @@ class TextEncoder:
         self._task = next(iter(self._spaces.values())).task
         self._prompt: Prompt = spec.prompts[self._task]
         self._tokenizer = tokenizer
-        self._budget = budget
+        self.budget = budget
 
     def space(self, kind: OutputKind) -> VectorSpace:
         """The space of one of its outputs; raises UnknownModel if the model has none of that kind."""
@@ -44,7 +45,7 @@ class TextEncoder:
     def prepare(self, texts: Sequence[str], side: Side) -> Prepared:
         """Prefix, tokenise, cut, pack."""
         prefix = self._prefix(side)
-        return self._tokenizer.prepare([prefix + t for t in texts] if prefix else texts, self._budget)
+        return self._tokenizer.prepare([prefix + t for t in texts] if prefix else texts, self.budget.tokens)
 
     def windows(self, text: str, side: Side) -> list[Window]:
         """See Encoder.windows."""
@@ -52,7 +53,7 @@ class TextEncoder:
 
     def pack(self, windows: Sequence[Window]) -> list[MicroBatch]:
         """See Encoder.pack."""
-        return self._tokenizer.pack(windows, self._budget)
+        return self._tokenizer.pack(windows, self.budget.tokens)
 
     def _prefix(self, side: Side) -> str:
         return self._prompt.query if side == "query" else self._prompt.document

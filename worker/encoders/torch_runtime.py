@@ -13,12 +13,19 @@ from registry.errors import FleetError, InfrastructureError, UsageError
 from registry.models import ModelSpec
 from registry.settings import Settings
 from worker.encoders.base import Numerics
-from worker.encoders.device import Device, choose_device, thread_count
+from worker.encoders.budget import Budget, budget_of
+from worker.encoders.device import Device, choose_device, hardware, thread_count
 
 logger = logging.getLogger(__name__)
 
-#: What torch's allocator on the host and CUDA's libraries say; torch gives these no types of their own.
-_NO_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+#: What torch's allocator on the host, the driver, CUDA's libraries and C++ say; torch gives these no types.
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "bad_alloc",
+)
 _LOST = ("CUDA error", "CUDA driver error", "CUBLAS_STATUS", "CUDNN_STATUS", "CUSOLVER_STATUS")
 
 
@@ -32,6 +39,7 @@ class TorchRuntime:
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         """Raises UsageError or FleetError where settings ask for a device or a dtype that is not here."""
+        self._spec, self._settings = spec, settings
         self.device: Device = choose_device(settings, torch.cuda.device_count(), _no_cuda())
         self.dtype: torch.dtype = _dtype(spec, self.device, settings.dtype)
         if self.device.kind == "cpu":
@@ -47,9 +55,16 @@ class TorchRuntime:
         """`float32`, `bfloat16`, …"""
         return str(self.dtype).removeprefix("torch.")
 
-    def budget(self, *, cpu: int, cuda: int) -> int:
-        """Padded tokens of a micro-batch on this kind of device."""
-        return cpu if self.device.kind == "cpu" else cuda
+    def budget(self, backend: str, *, cpu: int, cuda: int) -> Budget:
+        """Padded tokens of a micro-batch: the numbers are the encoder's own for each kind of device."""
+        return budget_of(
+            self._spec,
+            self._settings,
+            cpu if self.device.kind == "cpu" else cuda,
+            hardware=hardware(self.device),
+            dtype=self.dtype_name,
+            backend=backend,
+        )
 
     def numerics(self, backend: str) -> Numerics:
         """The record of how its numbers come about; `backend` is also the name of a distribution."""
@@ -71,15 +86,11 @@ class TorchRuntime:
         """
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
-        except torch.AcceleratorError as error:
-            raise InfrastructureError(f"the device failed: {error}") from error
-        except RuntimeError as error:
+        except RuntimeError as error:  # the root of torch's own
             said = str(error)
-            if any(words in said for words in _NO_MEMORY):
+            if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY):
                 raise MemoryError(said) from error
-            if any(words in said for words in _LOST):
+            if isinstance(error, torch.AcceleratorError) or any(words in said for words in _LOST):
                 raise InfrastructureError(f"the device failed: {said}") from error
             raise
 
@@ -105,9 +116,10 @@ class TorchRuntime:
             ) from error
 
     def release(self) -> None:
-        """Give back the device's memory that no tensor holds any more."""
+        """Give back the device's memory that no tensor holds any more. Raises as `errors`."""
         if self.device.kind == "cuda":
-            torch.cuda.empty_cache()
+            with self.errors():
+                torch.cuda.empty_cache()
 
 
 def _no_cuda() -> str:

@@ -1,0 +1,122 @@
+"""How much of a batch goes through a device at once, and what was learned of the device's memory."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from registry.models import ModelSpec
+from registry.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: No budget is lowered further than this: what does not fit then is one text's matter. Padded tokens.
+FLOOR = 64
+#: Name of the file of learned budgets in the data directory.
+FILE = "budgets.json"
+
+
+class Budget:
+    """Padded tokens of one encoder's micro-batches; what its threads share about its device's memory.
+
+    What did not fit is halved at once, for the call that found it (see `Loop`). The budget itself is halved
+    only when that call has taken every text of the micro-batch through in smaller ones: then it was their
+    number that the device had no room for. A text that fails even alone, for whatever reason, leaves the
+    budget as it was.
+    """
+
+    def __init__(self, tokens: int, name: str = "", learned: LearnedBudgets | None = None) -> None:
+        """`name` says whose budget it is; `learned` remembers what becomes of it."""
+        self.tokens = tokens
+        #: Tokens of the longest text that went through since the model was loaded.
+        self.widest = 0
+        #: Called when the budget was lowered.
+        self.told: Callable[[], None] = lambda: None
+        self._name = name
+        self._learned = learned
+        self._first = tokens
+        self._lock = threading.Lock()
+        if learned is not None and 0 < (found := learned.get(name)) < tokens:
+            self.tokens = found
+            logger.warning(
+                "%s: micro-batches of %d tokens instead of %d, as more did not fit into memory (%s)",
+                name, found, tokens, learned.path,
+            )  # fmt: skip
+
+    @property
+    def remark(self) -> str:
+        """What people should know of it; empty while it is what it was meant to be."""
+        if self.tokens == self._first:
+            return ""
+        return f"out of memory: micro-batches of {self.tokens} tokens instead of {self._first}"
+
+    def lower(self, tried: int) -> None:
+        """Halve the budget, unless it is no longer `tried`: of two threads that found it too large, one
+        halves it. Said, and remembered for the next start."""
+        with self._lock:
+            lower = tried // 2
+            if self.tokens != tried or lower < FLOOR:
+                return
+            self.tokens = lower
+        logger.warning(
+            "%s: micro-batches of %d tokens did not fit into memory; %d from now on", self._name, tried, lower
+        )
+        if self._learned is not None:
+            self._learned.note(self._name, lower)
+        self.told()
+
+
+def budget_of(
+    spec: ModelSpec, settings: Settings, tokens: int, *, hardware: str, dtype: str, backend: str
+) -> Budget:
+    """The budget of an encoder: as set by hand, else what was learned on such a device, else `tokens`, the
+    encoder's own."""
+    if settings.micro_batch_tokens:
+        return Budget(settings.micro_batch_tokens, f"{spec.name} on {hardware}")
+    model = "/".join(filter(None, [spec.name, spec.variant, "made-up" if settings.made_up else ""]))
+    name = f"{model} {dtype} {backend} on {hardware}"
+    return Budget(tokens, name, LearnedBudgets(settings.data_dir / FILE))
+
+
+class LearnedBudgets:
+    """A file of budgets that were lowered, by model, dtype, backend and device: `{name: padded tokens}`.
+
+    Shared by a machine's processes, and no more than a help: without it each finds out again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def get(self, name: str) -> int:
+        """What was remembered; 0 for nothing."""
+        return self._read().get(name, 0)
+
+    def note(self, name: str, tokens: int) -> None:
+        """Remember a budget, unless a smaller one is remembered already."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                found = self._read()
+                found[name] = min(tokens, found.get(name, tokens))
+                fresh = self.path.with_suffix(".new")
+                fresh.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+                fresh.replace(self.path)
+        except OSError as error:
+            logger.warning("%s is not remembered: %s cannot be written: %s", name, self.path, error)
+
+    def _read(self) -> dict[str, int]:
+        try:
+            found = json.loads(self.path.read_text())
+            if not isinstance(found, dict) or not all(type(n) is int and n > 0 for n in found.values()):
+                raise ValueError("it is no table of positive numbers")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            logger.warning("%s says nothing, as it cannot be read: %s", self.path, error)
+            return {}
+        return found
