@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 # Passed to pip as they are, for example an index with the CPU build of torch.
 PIP_ARGS ?=
-# Passed to `v5 quickstart` (--keep) and to `make chaos` (--jobs 3, --json FILE).
+# Passed to `v5 quickstart` (--keep), `make chaos` (--jobs 3, --json FILE), `make mutants` (words).
 ARGS ?=
+# Tests at once: those of fleets wait for processes more than they compute.
+WORKERS ?= 3
 # How many schedules of faults `make chaos` runs, or the one that it replays.
 RUNS ?= 20
 SEED ?=
@@ -13,13 +15,14 @@ MODEL_TESTS := $(wildcard tests/worker/test_bge_m3*.py tests/worker/test_jina_*.
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test test-slow test-models lint unit chaos soak bench clean
+.PHONY: help quickstart test test-slow test-models lint unit chaos mutants soak bench clean
 help:
 	@echo "make quickstart   see it work (ARGS=--keep leaves the fleet up)"
 	@echo "make test         lint, types, the house's rules, all tests"
 	@echo "make test-slow    the slow tests that make test leaves out"
 	@echo "make test-models  the models against reference numbers, every figure shown"
 	@echo "make chaos        a fleet under random faults, against an oracle (RUNS=200, or SEED=7 replays one)"
+	@echo "make mutants      the project broken on purpose, to see tests fail (ARGS=lease: those with that word)"
 	@echo "make soak         memory of Redis and the producer over long jobs, every figure shown"
 	@echo "make bench        the benchmarks (on an idle machine)"
 	@echo "make clean        remove .venv and caches"
@@ -49,7 +52,7 @@ lint: $(VENV)/.tests
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.tests
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 test-models: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet -rP -m '' $(MODEL_TESTS)
@@ -59,6 +62,9 @@ test-slow: $(VENV)/.tests
 
 chaos: $(VENV)/.tests
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--runs $(RUNS)) $(ARGS)
+
+mutants: $(VENV)/.tests
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 soak: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet -rP -m soak tests/soak

@@ -16,7 +16,7 @@ from ledger.scripts import Scripts
 from registry import spaces
 from registry.chunks import Chunk
 from registry.codecs import unpack_chunks
-from registry.errors import BlobLost, CodecError, JobClosed, LedgerRewound, SpaceMismatch
+from registry.errors import BlobLost, CodecError, JobClosed, LedgerFull, LedgerRewound, SpaceMismatch
 from registry.names import QUEUE_AGGREGATE, embed_queue, step_model
 from registry.plan import Plan, plan_from_json
 from registry.settings import Settings
@@ -120,8 +120,7 @@ class Steps:
         models = plan.models_for(list(names)) if kind != "payload" else ()
         self._blobs.put(batch, text_key(batch, token), blob)
         digest = hashlib.blake2b(blob, digest_size=8).hexdigest()
-        outcome, *rest = self._run(
-            "open_batch",
+        arguments = (
             job,
             n,
             digest,
@@ -135,6 +134,12 @@ class Steps:
             json.dumps([space_mark(plan, model) for model in models]),
             token,
         )
+        try:
+            outcome, *rest = self._run("open_batch", *arguments)
+        except LedgerFull:
+            # It was refused as a whole, so nobody will read the text.
+            self._blobs.delete(batch, [text_key(batch, token)])
+            raise
         if outcome == "opened" or rest == [token]:
             return [embed_queue(model) for model in models] or [QUEUE_AGGREGATE]
         self._blobs.delete(batch, [text_key(batch, token)])

@@ -54,6 +54,10 @@ class InfrastructureError(V5Error):
     """Redis, Qdrant, the disk or the device is away; it says nothing against any chunk."""
 
 
+class DeviceFailed(InfrastructureError):
+    """The device, or the encoder on it, is of no more use to this process; a fresh one may mend that."""
+
+
 class LedgerUnavailable(InfrastructureError):
     """Redis cannot be reached or refuses to serve."""
 

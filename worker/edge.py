@@ -14,7 +14,15 @@ from typing import Any
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
 from ledger.steps import Refused, Taken
-from registry.errors import BlobLost, CodecError, InfrastructureError, SpaceMismatch, StoreRefused, UsageError
+from registry.errors import (
+    BlobLost,
+    CodecError,
+    DeviceFailed,
+    InfrastructureError,
+    SpaceMismatch,
+    StoreRefused,
+    UsageError,
+)
 from registry.messages import Ring
 from worker.encoders.encode import Stopped
 
@@ -82,6 +90,10 @@ class Edge:
             log.error("%s", error)
             self._defer(taken, MOST_BACKOFF)
             return self._count("wrong space")
+        except DeviceFailed as error:
+            # Without a word, as a crash: if a text did it, the next attempt finds out which.
+            self._give_up(str(error))
+            return self._count("device failed")
         except (InfrastructureError, MemoryError) as error:
             delay = backoff(taken.tries if taken else 1)
             log.warning("step %s of %s waits %.0f s: %s", step, batch, delay, error or "out of memory")

@@ -14,7 +14,7 @@ from ledger.rates import Rate, rated_as
 from ledger.steps import PartRecord, Taken, space_mark
 from registry import spaces
 from registry.codecs import Part, pack_part
-from registry.errors import GoldenMismatch, SpaceMismatch, UsageError
+from registry.errors import DeviceFailed, GoldenMismatch, SpaceMismatch, UsageError
 from registry.models import OutputKind, embedder
 from registry.names import QUEUE_AGGREGATE, TASK_EMBED, TASK_EMBED_QUERY, embed_queue, query_queue
 from registry.progress import Turn
@@ -207,7 +207,11 @@ class EmbedWorker(FleetProcess):
         with self._isolation.gate.shared():
             with self._gated() as gate:
                 gate.enter()
-            part = encode(encoder, texts, cast("Side", side), kinds, device_lock=self._device)
+            try:
+                part = encode(encoder, texts, cast("Side", side), kinds, device_lock=self._device)
+            except DeviceFailed as error:
+                self.give_up(str(error))
+                raise
         if part.rejected:
             raise UsageError(f"the text cannot be embedded: {next(iter(part.rejected.values()))}")
         return pack_part(part)

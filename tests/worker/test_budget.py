@@ -364,13 +364,22 @@ direct = run().vectors["dense"].values
 encoder.budget.tokens = 16384
 # The library under numpy ends the process if it finds no memory for its buffers, which it then keeps.
 np.ones((512, 512)) @ np.ones((512, 512))
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+def taken():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+if "onnx" in sys.argv[1]:
+    encoder.forward(encoder.prepare(texts, "document").micro_batches[0])
+after = taken()
+encoder.free()
+used = taken()
 resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20),) * 2)
 part = run()
 print(json.dumps({
     "oom": part.notes["oom"],
     "budget": encoder.budget.tokens,
     "rejected": part.rejected,
+    "freed": (after - used) >> 20,
     "worst": float((part.vectors["dense"].values * direct).sum(axis=1).min()),
 }))
 """
@@ -394,6 +403,8 @@ def test_real_allocations_that_fail_lead_to_the_same_vectors(
     assert found["rejected"] == {}
     assert found["budget"] == 8192
     assert found["worst"] > 0.99999
+    # MiB of the arena; what torch took on a CPU is the C library's to give back.
+    assert name != NAME or found["freed"] > 50
     (learned,) = json.loads((tmp_path / FILE).read_text()).items()
     assert learned[0].startswith(f"{name} float32 ")
     assert learned[1] == 8192

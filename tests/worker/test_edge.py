@@ -11,7 +11,7 @@ from ledger.ledger import Ledger
 from ledger.steps import Refused, Taken
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
-from registry.errors import BlobLost, LedgerFull, SpaceMismatch, StoreRefused, StoreUnavailable
+from registry.errors import BlobLost, DeviceFailed, LedgerFull, SpaceMismatch, StoreRefused, StoreUnavailable
 from registry.plan import Plan
 from worker.edge import MOST_UNEXPECTED, Abandoned, Edge, backoff
 from worker.encoders.encode import Stopped
@@ -124,3 +124,15 @@ def test_failures_in_a_row_end_it(edge: Edge, ledger: Ledger, batch: str, ended:
 def test_a_foreign_message_is_refused_and_nothing_runs(edge: Edge, message: dict) -> None:
     assert edge.run(message, raising(AssertionError("it ran"))) == "refused"
     assert edge.outcomes == {"refused": 1}
+
+
+def test_a_device_that_fails_ends_the_process_without_a_word(
+    ledger: Ledger, edge: Edge, batch: str, ended: list[str], bell: Bell
+) -> None:
+    assert edge.step(batch, STEP, raising(DeviceFailed("CUDA error: device-side assert"))) == "device failed"
+    assert ended == ["CUDA error: device-side assert"]
+    # Once its lease has run out, the batch goes chunk by chunk: a text may have done it.
+    ledger.redis.zadd(f"v5:steps:{STEP}", {batch: 1})
+    taken = ledger.steps.take(batch, STEP)
+    assert isinstance(taken, Taken)
+    assert taken.vanished

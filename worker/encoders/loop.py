@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.codecs import Vectors
-from registry.errors import EncodeError, InfrastructureError
+from registry.errors import DeviceFailed, EncodeError, InfrastructureError
 from registry.models import OutputKind
 from worker.encoders.base import Encoder, MicroBatch, Side
 from worker.encoders.check import check_vectors
@@ -65,8 +65,8 @@ class Work:
             self.encoder.free()
 
     def require_sound(self, tokens: int = 0) -> None:
-        """Raise InfrastructureError if the encoder fails on a text that is known to be good: of `tokens`
-        tokens, or as many as it has taken before."""
+        """Raise DeviceFailed, or InfrastructureError for want of memory, if the encoder fails on a text that
+        is known to be good: of `tokens` tokens, or as many as it has taken before."""
         # Room for a prompt, the special tokens and the probe itself.
         more = min(tokens, self.encoder.budget.widest) - 32
         try:
@@ -75,7 +75,8 @@ class Work:
             return
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-        raise InfrastructureError(
+            kind = InfrastructureError if isinstance(error, MemoryError) else DeviceFailed
+        raise kind(
             f"{self.encoder.model} on {self.encoder.numerics.device} fails on every text, a known good one "
             f"included ({said}); restart the worker"
         )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from registry.codecs import Dense, Vectors
-from registry.errors import FleetError, InfrastructureError, UsageError, WeightsError
+from registry.errors import DeviceFailed, FleetError, UsageError, WeightsError
 from registry.models import ModelSpec, OutputKind
 from registry.settings import Settings
 from worker.encoders.base import MicroBatch, Numerics
@@ -248,5 +248,5 @@ def _translated(error: Exception) -> Exception:
     if any(words in said for words in ("Failed to allocate", "out of memory", "ALLOC_FAILED", "bad_alloc")):
         return MemoryError(said)
     if any(words in said for words in ("CUDA failure", "CUDNN failure", "CUBLAS failure", "CUDA error")):
-        return InfrastructureError(f"the device failed: {said}")
+        return DeviceFailed(f"the device failed: {said}")
     return error

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import torch
 
-from registry.errors import FleetError, InfrastructureError, UsageError
+from registry.errors import DeviceFailed, FleetError, InfrastructureError, UsageError
 from registry.models import ModelSpec
 from registry.settings import Settings
 from worker.encoders.base import Numerics
@@ -81,7 +81,7 @@ class TorchRuntime:
     def errors(self) -> Iterator[None]:
         """Give the device's errors their meaning.
 
-        Raises MemoryError for too little memory, which can be a text's own size, and InfrastructureError for
+        Raises MemoryError for too little memory, which can be a text's own size, and DeviceFailed for
         any other failure of the device, which says nothing about the texts.
         """
         try:
@@ -91,7 +91,7 @@ class TorchRuntime:
             if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY):
                 raise MemoryError(said) from error
             if isinstance(error, torch.AcceleratorError) or any(words in said for words in _LOST):
-                raise InfrastructureError(f"the device failed: {said}") from error
+                raise DeviceFailed(f"the device failed: {said}") from error
             raise
 
     @contextmanager
