@@ -17,6 +17,9 @@ from worker.encoders.goldens import Golden, agreement, measure, pack_golden, unp
 
 log = logging.getLogger(__name__)
 
+#: What is damaged on its way is read again; what is damaged in its place stays so.
+READS = 3
+
 
 class GoldenGate:
     """Holds an encoder against the golden vectors of its spaces: before it joins, whenever other goldens
@@ -78,15 +81,32 @@ class GoldenGate:
         try:
             given = measure(self._encoder, self._kinds, self._device)
             for kind in self._kinds:
-                blob = self._goldens.get(self._fingerprints[kind]) or self._offer(kind, given[kind])
-                self._compare(kind, blob, given[kind])
+                blob, golden = self._standing(kind, given[kind])
+                self._compare(kind, golden, given[kind])
                 self._passed[kind] = blob[CHECKSUM]
         except GoldenMismatch as error:
             self._wrong = str(error)
             raise
 
-    def _offer(self, kind: OutputKind, given: Golden) -> bytes:
-        """Record the encoder's own as the space's; returns what stands then, which may be another's."""
+    def _standing(self, kind: OutputKind, given: Golden) -> tuple[bytes, Golden]:
+        """The space's goldens, as bytes and read; the encoder's own where there are none, or none that can be
+        read: the collections keep theirs, and their word is the last."""
+        why: CodecError | None = None
+        for _ in range(READS):
+            blob = self._goldens.get(self._fingerprints[kind]) or self._offer(kind, given)
+            try:
+                return blob, unpack_golden(blob)
+            except CodecError as error:
+                why = error
+        log.warning(
+            "%s: its golden vectors are recorded anew, for they are damaged: %s", self._where(kind), why
+        )
+        blob = self._offer(kind, given, anew=True)
+        return blob, unpack_golden(blob)
+
+    def _offer(self, kind: OutputKind, given: Golden, *, anew: bool = False) -> bytes:
+        """Record the encoder's own as the space's; returns what stands then, which may be another's. `anew`:
+        in the place of what stands."""
         alone = measure(self._encoder, [kind], self._device, alone=True)[kind]
         found = agreement(given, alone)
         if found.problem:
@@ -95,15 +115,13 @@ class GoldenGate:
                 "restart the worker, or prove the model with `v5 models prove`"
             )
         log.info("%s: recording the golden vectors of a space that has none", self._where(kind))
-        return self._goldens.offer(self._fingerprints[kind], pack_golden(given))
+        blob = pack_golden(given)
+        if anew:
+            self._goldens.replace(self._fingerprints[kind], blob)
+            return blob
+        return self._goldens.offer(self._fingerprints[kind], blob)
 
-    def _compare(self, kind: OutputKind, blob: bytes, given: Golden) -> None:
-        try:
-            golden = unpack_golden(blob)
-        except CodecError as error:
-            raise GoldenMismatch(
-                f"{self._where(kind)}: the golden vectors that stand in the ledger cannot be read: {error}"
-            ) from error
+    def _compare(self, kind: OutputKind, golden: Golden, given: Golden) -> None:
         found = agreement(golden, given)
         if found.problem:
             raise GoldenMismatch(

@@ -140,4 +140,32 @@ MUTANTS = (
         "np.isreal(",
         ("tests/worker/test_encoders_encode.py",),
     ),
+    Mutant(
+        "who slept takes back nothing that was held against its chunk",
+        "ledger/lua/prelude.lua",
+        "  redis.call('HDEL', key, strike)\n",
+        "",
+        ("tests/ledger/test_strikes.py",),
+    ),
+    Mutant(
+        "the watchdog does not see messages that nobody takes",
+        "worker/watchdog.py",
+        "idle = self._is_well() and not self._works and not taken\n",
+        "idle = False\n",
+        ("tests/worker/test_watchdog.py",),
+    ),
+    Mutant(
+        "a compressed message is let in",
+        "registry/envelopes.py",
+        'case {"headers": {"compression": packed}} if packed:',
+        'case {"headers": {"compression": packed}} if packed == 1:',
+        ("tests/registry/test_envelopes.py",),
+    ),
+    Mutant(
+        "one poisoned text lowers the budget of its device",
+        "worker/encoders/loop.py",
+        "if not short.rejected:",
+        "if True:",
+        ("tests/worker/test_budget.py", "-k", "poisoned"),
+    ),
 )
