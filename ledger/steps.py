@@ -16,7 +16,7 @@ from ledger.scripts import Scripts
 from registry import spaces
 from registry.chunks import Chunk
 from registry.codecs import unpack_chunks
-from registry.errors import BlobLost, CodecError, JobClosed, LedgerFull, LedgerRewound, SpaceMismatch
+from registry.errors import BlobLost, CodecError, JobClosed, LedgerRewound, SpaceMismatch
 from registry.names import QUEUE_AGGREGATE, embed_queue, step_model
 from registry.plan import Plan, plan_from_json
 from registry.settings import Settings
@@ -109,14 +109,16 @@ class Steps:
         blob: bytes,
         vector_bytes: int,
         limit: int,
+        token: str = "",
     ) -> list[str] | Full:
         """Open batch `n` of a job: its text blob first, then the ledger, under the in-flight budget.
 
         `blob` holds `count` chunks that lack the vectors `names`; `vector_bytes` is reserved for the vectors
-        to come. Returns the steps to ring, or Full. Raises JobClosed if the job takes no more, LedgerRewound
-        if Redis lost the job or went back in time.
+        to come. Whoever repeats a failed staging passes the same `token`, so that only one text blob comes of
+        it. Returns the steps to ring, or Full. Raises JobClosed if the job takes no more, LedgerRewound if
+        Redis lost the job or went back in time.
         """
-        batch, token = f"{job}.{n}", secrets.token_hex(8)
+        batch, token = f"{job}.{n}", token or secrets.token_hex(8)
         models = plan.models_for(list(names)) if kind != "payload" else ()
         self._blobs.put(batch, text_key(batch, token), blob)
         digest = hashlib.blake2b(blob, digest_size=8).hexdigest()
@@ -134,12 +136,7 @@ class Steps:
             json.dumps([space_mark(plan, model) for model in models]),
             token,
         )
-        try:
-            outcome, *rest = self._run("open_batch", *arguments)
-        except LedgerFull:
-            # It was refused as a whole, so nobody will read the text.
-            self._blobs.delete(batch, [text_key(batch, token)])
-            raise
+        outcome, *rest = self._run("open_batch", *arguments)
         if outcome == "opened" or rest == [token]:
             return [embed_queue(model) for model in models] or [QUEUE_AGGREGATE]
         self._blobs.delete(batch, [text_key(batch, token)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -340,12 +341,10 @@ class Submission:
         """Stage one batch, waiting for room, and ring its first steps."""
         blob = pack_chunks(batch)
         reserve = vector_bytes(self._plan, names, batch) if kind != "payload" else 0
+        what = (job, self._plan, self._next, kind, names, len(batch), blob, reserve, self._limit)
+        token = secrets.token_hex(8)
         while True:
-            staged = self._patient(
-                lambda: self._ledger.steps.stage(
-                    job, self._plan, self._next, kind, names, len(batch), blob, reserve, self._limit
-                )
-            )
+            staged = self._patient(lambda: self._ledger.steps.stage(*what, token))
             if not isinstance(staged, Full):
                 break
             self._say_waiting(

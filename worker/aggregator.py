@@ -57,7 +57,7 @@ DEAD_TEXT = 2000
 #: A collection is looked at again before a write if the last look is older than this: another process may
 #: have migrated it, or made it anew. Seconds.
 LOOK_AGAIN = 5.0
-#: A step of a migration whose aggregator died keeps others from going on for so long. Seconds.
+#: A step of a migration whose aggregator died keeps others from going on for so long at least. Seconds.
 MIGRATION_LOCK = 60.0
 
 
@@ -108,7 +108,9 @@ class Aggregator(FleetProcess):
     def _one_migration(self, collection: str) -> Iterator[None]:
         """One aggregator at a time: two that began at once would not agree on what is older. Raises
         StoreUnavailable while another is at it."""
-        lock = self.ledger.redis.lock(f"{PREFIX}migrating:{collection}", timeout=MIGRATION_LOCK)
+        # Longer than a step on a slow server, of several requests.
+        seconds = max(MIGRATION_LOCK, 4 * self.settings.qdrant_seconds)
+        lock = self.ledger.redis.lock(f"{PREFIX}migrating:{collection}", timeout=seconds)
         with named_errors():
             mine = lock.acquire(blocking=False)
         if not mine:

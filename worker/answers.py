@@ -69,8 +69,8 @@ class Answers:
         trial = self._requests.begin(request.id, self._process, seconds)
         if trial == "spent":
             raise UsageError(
-                f"this request ended the {MOST_TRIES} processes that took it (killed, crashed or hung) and "
-                "is not tried again; leave out the text that does that"
+                f"this request ended the {MOST_TRIES} processes that took it (killed, crashed, hung, or "
+                "their device failed) and is not tried again; leave out the text that does that"
             )
         return trial == "free"
 

@@ -49,7 +49,7 @@ class Edge:
     """Runs steps; turns every outcome into a move in the ledger and a word for the log."""
 
     def __init__(self, ledger: Ledger, doorbell: Doorbell, give_up: Callable[[str], None]) -> None:
-        """`give_up(reason)` ends the process after too many unexpected failures."""
+        """`give_up(reason)` ends the process: after too many unexpected failures, or with its device."""
         self._ledger = ledger
         self._doorbell = doorbell
         self._give_up = give_up
@@ -91,7 +91,7 @@ class Edge:
             self._defer(taken, MOST_BACKOFF)
             return self._count("wrong space")
         except DeviceFailed as error:
-            # Without a word, as a crash: if a text did it, the next attempt finds out which.
+            # Without a word, as a crash: if a text did it, the attempts to come find out which.
             self._give_up(str(error))
             return self._count("device failed")
         except (InfrastructureError, MemoryError) as error:

@@ -64,7 +64,7 @@ class EmbedWorker(FleetProcess):
         process = Process(kind="worker", name=name or f"worker-{model}", model=model, device=settings.device)
         super().__init__(settings, process, [query_queue(model), embed_queue(model)])
         self._answers = Answers(self.ledger, process)
-        self._isolation = Isolation(self.ledger.steps, settings.lease_seconds)
+        self._isolation = Isolation(self.ledger.steps, settings.lease_seconds, self.stopping)
         self._pace = Pace(self._note_rate)
 
     def register(self) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ledger.steps import Steps, Taken
-from registry.errors import InfrastructureError
+from registry.errors import DeviceFailed, InfrastructureError
 from registry.progress import waiting
 from worker.edge import Abandoned
 from worker.encoders.encode import Singly
@@ -95,8 +95,10 @@ class Gate:
 class Isolation:
     """One per worker: everything that takes texts to its encoder goes through `gate`."""
 
-    def __init__(self, steps: Steps, lease_seconds: float) -> None:
+    def __init__(self, steps: Steps, lease_seconds: float, stopping: threading.Event) -> None:
+        """`stopping` is set once the process is asked to stop."""
         self.gate = Gate()
+        self._stopping = stopping
         self._steps = steps
         self._every = lease_seconds / 4
         #: Attempts that ended while the ledger was away and may stand there with a chunk named.
@@ -111,7 +113,7 @@ class Isolation:
                 return
             try:
                 self._steps.defer(taken, 0.0)
-            except InfrastructureError:
+            except (InfrastructureError, MemoryError):
                 self._unsaid.append(taken)
                 return
 
@@ -124,7 +126,8 @@ class Isolation:
         """
         strikes = taken.strikes
         refused = {
-            row: f"it ended its worker {struck} times, alone (killed, crashed or hung)"
+            row: f"it ended its worker {struck} times, "
+            "alone (it was killed, crashed or hung, or the device failed)"
             for row, struck in sorted(strikes.items())
             if struck >= MOST_STRIKES
         }
@@ -155,21 +158,31 @@ class Isolation:
 
     @contextmanager
     def _named(self, taken: Taken, row: int) -> Iterator[None]:
+        ended = False
         try:
             # Whoever has the lease now works singly, too, and keeps it: one of the two is enough.
             if self._steps.name(taken, row) != "kept":
                 raise Abandoned
             yield
+        except DeviceFailed:
+            # The process ends with the chunk named, as if killed; the device had taken the probe.
+            ended = True
+            raise
         finally:
-            try:
-                self._steps.name(taken, None)
-            except InfrastructureError:
-                self._unsaid.append(taken)
-                raise
+            if not ended:
+                try:
+                    self._steps.name(taken, None)
+                except InfrastructureError:
+                    self._unsaid.append(taken)
+                    raise
 
     def _keep(self, taken: Taken, over: threading.Event) -> None:
         while not over.wait(self._every):
             try:
-                self._steps.renew(taken)
+                # Asked to stop, it may be killed because its pass is a long one: that blames no chunk.
+                if self._stopping.is_set():
+                    self._steps.name(taken, None)
+                else:
+                    self._steps.renew(taken)
             except InfrastructureError as error:
                 log.warning("the lease of %s of %s is not renewed: %s", taken.step, taken.batch, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -119,7 +120,9 @@ class FleetProcess:
         # The log may be what hangs.
         last = threading.Timer(FAREWELL, os._exit, (EXIT_GAVE_UP,))
         last.daemon = True
-        last.start()
+        # Where no thread can be started, it ends all the same.
+        with contextlib.suppress(RuntimeError):
+            last.start()
         log.critical("%s ends itself: %s", self.process.name, reason)
         logging.shutdown()
         os._exit(EXIT_GAVE_UP)

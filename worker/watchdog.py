@@ -93,7 +93,9 @@ class Watchdog:
         """Give a sign of life: to the process' own timer, and to its supervisor."""
         well = self._is_well()
         bound = self._settings.silent_seconds * OWN_SHARE if well else self._settings.hang_seconds
-        faulthandler.dump_traceback_later(bound, exit=True, file=STDERR)
+        # The timer's clock goes on while the process is stopped; a supervisor's does not count that, so where
+        # there is one, it is the one that kills.
+        faulthandler.dump_traceback_later(bound, exit=self._supervisor is None, file=STDERR)
         if self._supervisor is not None:
             # One that does not listen, or is gone, is no matter here.
             with contextlib.suppress(OSError):

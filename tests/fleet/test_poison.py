@@ -35,7 +35,7 @@ MODEL = "qdrant-minilm-onnx"
 STEP = f"embed.{MODEL}"
 #: Chunks of a batch.
 SIZE = int(FAKE["batch_chunks"])
-REASON = f"{MODEL}: it ended its worker 2 times, alone (killed, crashed or hung)"
+REASON = f"{MODEL}: it ended its worker 2 times, alone (it was killed, crashed or hung, or the device failed)"
 
 
 class Fleet:

@@ -18,7 +18,7 @@ from ledger.ledger import Ledger
 from ledger.steps import Refused, Taken
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import Dense, Multi, Part, Sparse, pack_chunks, pack_json, unpack_json, unpack_part
-from registry.errors import LedgerUnavailable
+from registry.errors import DeviceFailed, LedgerUnavailable
 from registry.messages import Request
 from registry.models import model
 from registry.plan import Plan, make_plan
@@ -234,6 +234,9 @@ class Scene:
         return {name.decode() for name in self.ledger.redis.hkeys(f"v5:batch:{self.batch}")}
 
 
+_REASON = "it ended its worker 2 times, alone (it was killed, crashed or hung, or the device failed)"
+
+
 @pytest.fixture
 def plan() -> Plan:
     return make_plan(primary=MODEL, fake=True)
@@ -245,6 +248,7 @@ def scene(ledger: Ledger, settings: Settings, plan: Plan, monkeypatch: pytest.Mo
     monkeypatch.setattr("worker.embedder.load_encoder", lambda *_, **__: encoder)
     worker = EmbedWorker(settings, MODEL)
     worker.prepare()
+    monkeypatch.setattr(worker.edge, "_give_up", lambda _reason: None)
     job, _ = ledger.jobs.open("c", plan, ["src"])
     blob = pack_chunks([Chunk(chunk_id(str(i)), f"text {i}") for i in range(COUNT)])
     ledger.steps.stage(job.id, plan, 0, "upsert", [MODEL], COUNT, blob, 10, 1 << 30)
@@ -279,7 +283,7 @@ def test_suspected_chunks_go_first_behind_a_probe_and_one_with_enough_strikes_no
     probe = (PROBE, None)
     suspected = [probe, ("text 3", 3), probe, ("text 4", 4)]
     assert scene.encoder.ran == [*suspected, *((f"text {i}", i) for i in range(3))]
-    assert scene.part().rejected == {5: "it ended its worker 2 times, alone (killed, crashed or hung)"}
+    assert scene.part().rejected == {5: _REASON}
 
 
 def test_a_broken_device_is_not_held_against_the_chunk_that_would_come_next(scene: Scene) -> None:
@@ -290,11 +294,25 @@ def test_a_broken_device_is_not_held_against_the_chunk_that_would_come_next(scen
             raise ValueError("every pass fails")
 
     scene.encoder.during = broken
-    assert scene.run() == "deferred"
+    assert scene.run() == "device failed"
     assert {named for _, named in scene.encoder.ran} == {None}
     scene.encoder.during = lambda _text: None
+    scene.runs_out()
     taken = scene.take()
     assert taken.strikes == {2: 1}
+
+
+def test_a_text_that_makes_the_device_fail_ends_like_one_that_kills(scene: Scene) -> None:
+    def failing(text: str) -> None:
+        if "text 2" in text:
+            raise DeviceFailed("CUDA error: device-side assert")
+
+    scene.encoder.during = failing
+    for _ in range(1 + MOST_STRIKES):
+        assert scene.run() == "device failed"
+        scene.runs_out()
+    assert scene.run() == "embedded"
+    assert list(scene.part().rejected) == [2]
 
 
 def test_a_stop_between_two_chunks_leaves_no_name_and_no_strike(scene: Scene) -> None:
