@@ -231,10 +231,15 @@ class _Run:
         stack.wait_ready()
         # What a dead process had not acknowledged is delivered again after VISIBILITY_TIMEOUT: now.
         unacked = [f"{BROKER_PREFIX}unacked", f"{BROKER_PREFIX}unacked_index"]
-        waiting = stack.redis.zrange(unacked[1], 0, -1)
-        if waiting:
-            stack.redis.zadd(unacked[1], dict.fromkeys(waiting, 0), xx=True)
-        self._until_idle(lambda: _busy(stack) or ", ".join(key for key in unacked if stack.redis.exists(key)))
+
+        def busy() -> str:
+            # Again and again: a message may come to stand there late, of a consumer that lost its connection.
+            if waiting := stack.redis.zrange(unacked[1], 0, -1):
+                stack.redis.zadd(unacked[1], dict.fromkeys(waiting, 0), xx=True)
+                time.sleep(1)
+            return _busy(stack) or ", ".join(key for key in unacked if stack.redis.exists(key))
+
+        self._until_idle(busy)
         self._tell("quiet")
 
     def _until_idle(self, busy: Callable[[], str]) -> None:
