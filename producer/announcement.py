@@ -34,7 +34,10 @@ class Announcement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        # Where Redis hangs it runs out by itself; the end does not wait for that.
+        self._thread.join(1.0)
+        if self._thread.is_alive():
+            return
         try:
             self._alive.withdraw(self._process)
         except V5Error as failure:
@@ -42,8 +45,9 @@ class Announcement:
 
     def show(self, progress: Progress) -> None:
         """How far it is, from the next announcement on."""
-        known = f"{progress.read:,}" if progress.complete else f"{progress.read:,}+"
-        note = f"job {progress.job}: {progress.skipped + progress.done:,} of {known} chunks"
+        finished = progress.skipped + progress.done
+        known = f"{progress.read:,}" if progress.complete else f"{max(progress.read, finished):,}+"
+        note = f"job {progress.job}: {finished:,} of {known} chunks"
         if progress.waiting:
             note += f"; waiting: {progress.waiting}"
         condition: Condition = "waiting" if progress.waiting else "ready" if progress.job else "starting"

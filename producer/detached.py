@@ -1,7 +1,7 @@
-"""A detached producer and its supervisor: `v5 submit --detach` goes on here, and starts again where it dies.
+"""A detached producer and its supervisor: `v5 submit --detach` goes on here, started again where it dies.
 
-The supervisor is `python -m producer.detached DATA_DIR ID`, its producer a child of that: `v5 submit` with the
-same arguments, which adopts the job it left. How submissions are written down: `registry/submissions.py`.
+The supervisor is `python -m producer.detached DATA_DIR ID`, its producer a child of that: `v5 submit` with
+the same arguments, which adopts the job it left. `registry/submissions.py` says how they are written down.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry.processes import birth, die_with_parent
+from registry.processes import V5, birth, die_with_parent
 from registry.submissions import WAIT, Detached, Submissions
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        self._note(pid=os.getpid(), born=birth(os.getpid()))
+        self._note(pid=os.getpid(), born=birth(os.getpid()), said="")
         wait, stored = BACKOFF, time.monotonic()
         while not self._stopping.is_set():
             code, end = self._produce()
@@ -84,7 +84,7 @@ class Supervisor:
         continued = ["--job", self._it.job] if self._it.job else []
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "v5", "submit", "--json", *continued, *self._it.arguments],
+                [*V5, "submit", "--json", *continued, *self._it.arguments],
                 cwd=self._it.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -120,7 +120,6 @@ class Supervisor:
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stopping.set()
         if self._child is not None and self._child.poll() is None:
-            # Not SIGINT: what a shell starts in the background ignores it, and so do its children.
             self._child.terminate()
 
     def _note(self, **fields: Any) -> None:

@@ -214,13 +214,14 @@ class Submission:
                 self._say_waiting("the vectors of the former space are being removed")
                 self._look(job.id, force=True)
         except BaseException as error:
-            with contextlib.suppress(InfrastructureError):
+            with contextlib.suppress(InfrastructureError, JobUnknown):
                 if isinstance(error, V5Error) and not isinstance(error, InfrastructureError) and not job.next:
                     self._ledger.jobs.cancel(job.id)
                 self._ledger.jobs.let_go(job.id, self._holder)
             raise
         self.progress.waiting = ""
-        return job
+        # Newer than any migration of another job of this plan that came in between.
+        return self._start_anew()[0]
 
     def _prune(self, pruning: Pruning, job: str) -> tuple[int | None, str]:
         """Remove what the last pass did not have; how many points went, and what is to be said about it."""

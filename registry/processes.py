@@ -7,6 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
+#: Runs a `v5` command. Not from the working directory (-P), which may hold packages of our rooms' names.
+V5 = (sys.executable, "-P", "-m", "v5")
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 

@@ -1,7 +1,7 @@
-"""Detached submissions as they are written down in the data directory, for whoever starts, shows or ends them.
+"""Detached submissions as they are written down in the data directory, for who starts, shows or ends them.
 
-Each is the command without its environment: settings, and the secrets among them, come from whoever starts it.
-`producer/detached.py` runs one; a local fleet goes on with those that are its own.
+Each is the command without its environment: settings, and the secrets among them, come from whoever starts
+it. `producer/detached.py` runs one; a local fleet goes on with those that are its own.
 """
 
 from __future__ import annotations
@@ -156,13 +156,17 @@ class Submissions:
             log.replace(self._aside(name))
         with log.open("ab") as out:
             subprocess.Popen(
-                [sys.executable, "-m", "producer.detached", str(self._root), name],
+                [sys.executable, "-P", "-m", "producer.detached", str(self._root), name],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
                 env={**os.environ, "V5_DATA_DIR": str(self._root)},
                 start_new_session=True,
             )
+
+    def attends(self, job: str) -> bool:
+        """Whether the supervisor of a submission lives that goes on with that job."""
+        return any(one.job == job and one.running for one in self.ours())
 
     def resume(self) -> list[str]:
         """Start ours again that are unfinished and do not run; returns their collections. Raises OSError."""

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,9 @@ from ledger.ledger import Ledger
 from registry.errors import FleetError, StoreUnavailable, V5Error
 from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan, plan_from_json
-from registry.processes import birth
+from registry.processes import V5, birth
 from registry.settings import Settings
+from registry.submissions import submissions_of
 from worker.supervisor import GRACE, Layout
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _spawn(plan: Plan, layout: Layout, options: list[str]) -> subprocess.Popen[b
         ) from error
     with out:
         return subprocess.Popen(
-            [sys.executable, "-m", "v5", "up", "--foreground", "--plan", plan.model_dump_json(), *options],
+            [*V5, "up", "--foreground", "--plan", plan.model_dump_json(), *options],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -191,9 +191,15 @@ def _here(ledger: Ledger) -> list[Process]:
 
 
 def down(settings: Settings, timeout: float = GRACE + 20) -> list[str]:
-    """Stop the fleet of this data directory; returns the names of what ran, empty if nothing did."""
+    """Stop the fleet of this data directory; returns the names of what ran, empty if nothing did.
+
+    With a private Redis that includes the detached producers, which would have nothing to talk to.
+    """
     state = read_state(settings)
     names = [p["name"] for p in state["processes"] if p["pid"]] if state else []
+    submissions = submissions_of(settings)
+    if settings.embedded_redis:
+        names += [f"submit-{one.collection}" for one in submissions.ours() if one.running]
     if is_running(settings) and state is not None:
         _signal(state, signal.SIGTERM)
         end = time.monotonic() + timeout
@@ -206,6 +212,9 @@ def down(settings: Settings, timeout: float = GRACE + 20) -> list[str]:
         while birth(state["pid"]) == state["born"] and time.monotonic() < end:
             time.sleep(0.02)
     _end_strays(settings, state)
+    if settings.embedded_redis:
+        # The supervisor has stopped them, unless it was killed.
+        submissions.stop()
     return names
 
 

@@ -24,6 +24,8 @@ STARTING, WELL = b".", b"!"
 #: First wait before a restart; doubles up to MOST_BACKOFF. Seconds.
 BACKOFF = 0.5
 MOST_BACKOFF = 30.0
+#: … and up to this where it had been ready: what ended it came with its work, and waiting would not mend it.
+MOST_AFTER_READY = 4.0
 #: A process that lived this long starts with a fresh backoff. Seconds.
 SETTLED = 60.0
 #: A longer pause between two looks was the supervisor's own, which was stopped, not the child's. Seconds.
@@ -123,7 +125,8 @@ class Child:
             self.failed = True
             log.error("%s cannot start and is not restarted; its reason is in %s", self.name, self.log)
             return True
-        self._wait = BACKOFF if now - self._started > SETTLED else min(self._wait * 2, MOST_BACKOFF)
+        most = MOST_AFTER_READY if self._well else MOST_BACKOFF
+        self._wait = BACKOFF if now - self._started > SETTLED else min(self._wait * 2, most)
         self._again = now + self._wait
         self.restarts += 1
         log.warning("%s died (%s); restart %d in %.1f s", self.name, self.last_end, self.restarts, self._wait)

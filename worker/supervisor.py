@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,8 +19,9 @@ from ledger.server import wait_for
 from registry.errors import FleetError, V5Error
 from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan
-from registry.processes import birth
+from registry.processes import V5, birth
 from registry.settings import Settings
+from registry.submissions import submissions_of
 from worker import private_redis
 from worker.devices import cuda_devices
 from worker.supervised import Child, Silence, stop_all
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 GRACE = 40.0
 #: The fleet's plan is said to Redis this often, which may have lost it. Seconds.
 SAY_EVERY = 15.0
+#: Detached submissions are looked after this often. Seconds.
+LOOK_EVERY = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,19 @@ class Supervisor:
         self._stop = False
         self._lock: IO[str] | None = None
         self.redis: Child | None = None
+        self.submissions = submissions_of(settings)
+        #: Collections of the detached submissions it went on with when it started.
+        self.resumed: list[str] = []
         self.children = self._children(flower, rerank)
 
     def _children(self, flower: bool, rerank: bool) -> list[Child]:
-        v5 = [sys.executable, "-m", "v5"]
         silence = Silence(self.settings.hang_seconds, self.settings.silent_seconds)
-        children = [Child("aggregator", [*v5, "aggregator"], self.layout.log("aggregator"), silence=silence)]
+        children = [Child("aggregator", [*V5, "aggregator"], self.layout.log("aggregator"), silence=silence)]
         devices = [self.settings.device] if self.settings.device else cuda_devices() or ["cpu"]
         models = (*self.plan.models, *([DEFAULT_RERANKER] if rerank else []))
         for number, model in enumerate(models):
             name = f"worker-{model}"
-            command = [*v5, "worker", model, "--name", name]
+            command = [*V5, "worker", model, "--name", name]
             if model in self.plan.models:
                 command += self.plan.worker_options(model)
             # onnxruntime has no CUDA kernels for it.
@@ -83,7 +87,7 @@ class Supervisor:
             device = "cpu" if on_cpu else devices[number % len(devices)]
             children.append(Child(name, command, self.layout.log(name), {"V5_DEVICE": device}, silence))
         if flower:
-            children.append(Child("flower", [*v5, "flower"], self.layout.log("flower")))
+            children.append(Child("flower", [*V5, "flower"], self.layout.log("flower")))
         return children
 
     def run(self) -> None:
@@ -104,10 +108,10 @@ class Supervisor:
             self._say_plan(ledger)
             for child in self.children:
                 child.start()
+            self.resumed = self._start_again(self.submissions.resume)
             self._write_state()
-            self._submissions("resume")
             everything = [*self.children, *([self.redis] if self.redis else [])]
-            said = time.monotonic()
+            said = looked = time.monotonic()
             while not self._stop:
                 changed = [child.watch() for child in everything]
                 if True in changed:
@@ -115,13 +119,17 @@ class Supervisor:
                 if time.monotonic() - said > SAY_EVERY:
                     self._say_plan(ledger)
                     said = time.monotonic()
+                if time.monotonic() - looked > LOOK_EVERY:
+                    self._start_again(self.submissions.revive)
+                    looked = time.monotonic()
                 time.sleep(0.1)
             ledger.close()
         finally:
             log.info("stopping the fleet")
             if self.redis is not None:
                 # Without their Redis they would only wait; they let go while it is there.
-                self._submissions("stop")
+                for collection in self.submissions.stop():
+                    log.info("stopped the detached submission to %s", collection)
             stop_all(self.children, GRACE)
             if self.redis is not None:
                 self.redis.stop(GRACE)
@@ -135,18 +143,16 @@ class Supervisor:
         except V5Error as error:
             log.warning("the fleet's plan is not in Redis: %s", error)
 
-    def _submissions(self, what: str) -> None:
-        """`resume` or `stop` the detached submissions of this data directory."""
-        if not (self.layout.root / "submissions").is_dir():
-            return
-        command = [sys.executable, "-m", "producer.detached", what, str(self.layout.root)]
+    def _start_again(self, start: Callable[[], list[str]]) -> list[str]:
+        """Start detached submissions of this fleet again; their collections."""
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=GRACE)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            log.warning("could not %s the detached submissions: %s", what, error)
-            return
-        for collection in done.stdout.split():
-            log.info("%s the detached submission to %s", what, collection)
+            collections = start()
+        except OSError as error:
+            log.warning("could not start detached submissions again: %s", error)
+            return []
+        for collection in collections:
+            log.info("went on with the detached submission to %s", collection)
+        return collections
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         log.info("received %s", signal.Signals(number).name)
@@ -172,6 +178,7 @@ class Supervisor:
             "pid": os.getpid(),
             "born": birth(os.getpid()),
             "plan": self.plan.model_dump_json(),
+            "resumed": self.resumed,
             "processes": [
                 {
                     "name": child.name,

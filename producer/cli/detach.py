@@ -7,10 +7,10 @@ from typing import NoReturn
 
 import click
 
-from producer.detached import Detached, Submissions
 from registry.console import print_json
 from registry.plan import Plan
 from registry.settings import Settings
+from registry.submissions import Detached, submissions_of
 
 #: Lines of a failed submission's log that are shown.
 LOG_LINES = 6
@@ -19,10 +19,10 @@ LOG_LINES = 6
 def detach_submission(settings: Settings, collection: str, plan: Plan, *, as_json: bool) -> NoReturn:
     """Hand this command's submission to a supervised process, say how to follow it, and exit."""
     command = sys.argv[sys.argv.index("submit") + 1 :]
-    arguments = [word for word in command if word not in ("--detach", "--json")]
     # The fleet's plan of today, should another fleet run when it is started again.
-    arguments += ["--plan", plan.model_dump_json()]
-    submissions = Submissions(settings.data_dir)
+    arguments = ["--plan", plan.model_dump_json()]
+    arguments += [word for word in command if word not in ("--detach", "--json")]
+    submissions = submissions_of(settings)
     submission, fresh = submissions.start(arguments, collection)
     log = submissions.log(submission.id)
     if submission.exit_code and not submission.job:
@@ -41,13 +41,16 @@ def detach_submission(settings: Settings, collection: str, plan: Plan, *, as_jso
         )  # fmt: skip
     else:
         _tell(submission, fresh, str(log))
-    sys.exit(0)
+    sys.exit(submission.exit_code or 0)
 
 
 def _tell(submission: Detached, fresh: bool, log: str) -> None:
     job = submission.job
     if not fresh:
         click.echo(f"this submission runs already, as job {job or '(none yet)'}; log: {log}")
+    elif submission.exit_code is not None:
+        click.echo(f"job {job} has ended already: {submission.said}; log: {log}")
+        return
     elif job:
         click.echo(f"job {job} goes on without this terminal; log: {log}")
     else:

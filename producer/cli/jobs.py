@@ -15,6 +15,7 @@ from producer.cli.submit import EXIT_DEAD
 from producer.submission import LOOK, Progress
 from registry.console import as_json, data_dir, print_json
 from registry.settings import load_settings
+from registry.submissions import submissions_of
 
 #: Characters of a dead letter's text that are shown to people; `--json` has all that was kept.
 SHOWN_TEXT = 100
@@ -76,6 +77,7 @@ def watch(job: str, as_json: bool) -> None:
       v5 watch 261122-101500-1a2b3c
     """
     ledger = _ledger()
+    detached = submissions_of(load_settings())
     with Meter(as_json=as_json) as meter:
         while True:
             seen = ledger.jobs.get(job)
@@ -85,7 +87,9 @@ def watch(job: str, as_json: bool) -> None:
                     complete=seen.state != "open",
                 )
             )  # fmt: skip
-            if seen.state in ("done", "cancelled", "paused") or (seen.interrupted and not seen.open_batches):
+            if seen.state in ("done", "cancelled", "paused"):
+                break
+            if seen.interrupted and not seen.open_batches and not detached.attends(job):
                 break
             time.sleep(LOOK)
     if as_json:

@@ -37,7 +37,7 @@ from registry.console import (
     warn_of,
     with_index,
 )
-from registry.errors import PlanError
+from registry.errors import JobUnknown, PlanError
 from registry.plan import Plan, plan_from_json
 from registry.settings import Settings, load_settings
 
@@ -67,6 +67,7 @@ EXIT_DEAD = 3
     help="Hand it to a process that outlives this terminal and is started again should it die.",
 )
 @click.option("--plan", "plan_json", hidden=True, help="The plan as JSON.")
+@click.option("--job", hidden=True, help="The job to go on with, unless it has ended.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would take; no fleet is needed.")
 @as_json
 @data_dir
@@ -77,6 +78,7 @@ def submit(
     migrate: bool,
     detach: bool,
     plan_json: str | None,
+    job: str | None,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -99,8 +101,8 @@ def submit(
     too. With --dry-run it only says which.
 
     --detach returns once there is a job; `v5 ps` shows its producer, `v5 watch JOB` follows it, `v5 cancel
-    JOB` ends it. `v5 down` stops it with a fleet that has its own Redis, and `v5 up` goes on with it;
-    elsewhere the same command does.
+    JOB` ends it. Should all of it die, a fleet on this machine starts it again. `v5 down` stops it with a
+    fleet that has its own Redis, and `v5 up` goes on with it; elsewhere the same command does.
 
     \b
     Examples:
@@ -148,17 +150,19 @@ def submit(
     # A service manager's stop is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     fleet = Fleet(settings)
+    if job is not None:
+        _end_as(fleet, job)
     pruning = Pruning(fleet, collection, corpus.sources) if prune else None
     plan = with_index(plan or _fleet_plan(fleet), index)
     warn_of(plan)
     meter = Meter(as_json=as_json)
     for what in fleet.unserved(plan).values():
         click.echo(f"warning: {what}; its steps wait until then", err=True)
+    if migrate:
+        tell_migration(fleet, collection, plan, as_json=as_json)
     if detach:
         fleet.close()
         detach_submission(settings, collection, plan, as_json=as_json)
-    if migrate:
-        tell_migration(fleet, collection, plan, as_json=as_json)
     announcement = Announcement(fleet.ledger.alive, collection, settings.alive_seconds)
 
     def report(progress: Progress) -> None:
@@ -170,11 +174,10 @@ def submit(
         with meter, announcement:
             summary = submission.run()
     except KeyboardInterrupt:
-        job = submission.progress.job
         again = "with the same pipe " if PIPE in corpus_fields["paths"] else ""
         click.echo(
-            f"interrupted; nothing is lost: what is staged of job {job or '(none yet)'} goes on, and the "
-            f"same command again {again}does the rest{', then prunes' if prune else ''}",
+            f"interrupted; nothing is lost: what is staged of job {submission.progress.job or '(none yet)'} "
+            f"goes on, and the same command again {again}does the rest{', then prunes' if prune else ''}",
             err=True,
         )
         sys.exit(130)
@@ -194,6 +197,20 @@ def _tell_migration(settings: Settings, collection: str, plan: Plan | None, *, a
         tell_migration(fleet, collection, plan or _fleet_plan(fleet), as_json=as_json)
     finally:
         fleet.close()
+
+
+def _end_as(fleet: Fleet, job: str) -> None:
+    """Exit as a job ended that did so while its producer was gone: the same submission would open another."""
+    try:
+        seen = fleet.ledger.jobs.get(job)
+    except JobUnknown:
+        return
+    if seen.state == "open":
+        return
+    print_json({"event": "end", **seen.summary()})
+    if seen.state not in ("done", "sealed"):
+        sys.exit(1)
+    sys.exit(EXIT_DEAD if seen.dead else 0)
 
 
 def _fleet_plan(fleet: Fleet) -> Plan:
@@ -225,8 +242,8 @@ def tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
         click.echo(summary.prune_note)
     for name, count in summary.lacking.items():
         click.echo(
-            f"{count} points of the collection lack {name}: they are not of this corpus (submit their "
-            f"sources, too){', or dead letters' if summary.dead else ''}"
+            f"{count} points of the collection lack {name}: they are not of this corpus, or of another "
+            f"shard (submit their sources, too){', or dead letters' if summary.dead else ''}"
         )
     if summary.state == "paused":
         click.echo(

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ledger.ledger import Ledger
-from producer.detached import Submissions
 from registry.processes import birth
+from registry.submissions import Detached, Submissions, submissions_of
 
 pytestmark = pytest.mark.fleet
 
@@ -27,7 +27,11 @@ def detaching(fake_fleet: Any) -> Iterator[Any]:
     fake_fleet.environment |= {"V5_FAKE_SECONDS": "0.004", "V5_INFLIGHT_BYTES": "100000"}
     fake_fleet.up()
     yield fake_fleet
-    Submissions(fake_fleet.data_dir).stop()
+    written(fake_fleet).stop()
+
+
+def written(fleet: Any) -> Submissions:
+    return submissions_of(fleet.settings())
 
 
 def producer_of(fleet: Any, ledger: Ledger) -> Any:
@@ -65,8 +69,9 @@ def test_it_outlives_its_terminal_and_its_own_death_and_is_shown(
     )
     assert terminal.wait(60) == -signal.SIGHUP
     ledger = Ledger(detaching.settings())
-    (submission,) = Submissions(detaching.data_dir).all()
+    (submission,) = written(detaching).ours()
     assert submission.running
+    assert os.getsid(submission.pid) == submission.pid
     again = detaching.ok("submit", str(path), "-c", "c", "--detach")
     assert (again["started"], again["job"], again["pid"]) == (False, submission.job, submission.pid)
 
@@ -80,9 +85,7 @@ def test_it_outlives_its_terminal_and_its_own_death_and_is_shown(
         lambda: (one := producer_of(detaching, ledger)) and one.pid != first.pid, what="a new producer"
     )
     eventually(lambda: ledger.jobs.get(submission.job).state == "done", 90)
-    ended = eventually(
-        lambda: (one := Submissions(detaching.data_dir).all()[0]).exit_code is not None and one
-    )
+    ended = eventually(lambda: (one := written(detaching).ours()[0]).exit_code is not None and one)
     assert (ended.exit_code, ended.restarts) == (0, 1)
     ledger.close()
     check(detaching, path, submission.job)
@@ -101,15 +104,16 @@ def test_down_stops_it_up_goes_on_and_a_killed_supervisor_is_continued_by_the_sa
 ) -> None:
     path = corpus(COUNT)
     job = detaching.ok("submit", str(path), "-c", "c", "--detach")["job"]
-    submissions = Submissions(detaching.data_dir)
-    assert submissions.all()[0].running
-    detaching.down()
-    (stopped,) = submissions.all()
+    submissions = written(detaching)
+    assert submissions.ours()[0].running
+    assert "submit-c" in detaching.ok("down")["stopped"]
+    (stopped,) = submissions.ours()
     assert not stopped.running
     assert stopped.exit_code is None
     assert "what is staged goes on" in submissions.log(stopped.id).read_text()
-    detaching.up()
-    running = eventually(lambda: (one := submissions.all()[0]).running and one)
+    up = detaching.ok("up", "--primary", "qdrant-minilm-onnx", "--companion", "all-miniLM-l6")
+    assert up["resumed"] == ["c"]
+    running = eventually(lambda: (one := submissions.ours()[0]).running and one)
 
     ledger = Ledger(detaching.settings())
     producer = eventually(lambda: producer_of(detaching, ledger))
@@ -133,11 +137,32 @@ def test_cancel_ends_it_and_what_is_wrong_is_said_before_detaching(
         done = detaching.v5("submit", *arguments, "-c", "c", "--detach")
         assert done.returncode == 2, done.stderr
         assert words in done.stderr
-    submissions = Submissions(detaching.data_dir)
-    assert submissions.all() == []
-    job = detaching.ok("submit", str(corpus(5000)), "-c", "c", "--detach")["job"]
-    detaching.ok("cancel", job)
-    ended = eventually(lambda: (one := submissions.all()[0]).exit_code is not None and one, 15)
-    assert (ended.exit_code, ended.restarts) == (1, 0)
-    assert ended.said.startswith("cancelled")
-    assert not ended.running
+    submissions = written(detaching)
+    assert submissions.ours() == []
+    path = corpus(5000)
+
+    def of(job: str) -> Detached:
+        return next(one for one in submissions.ours() if one.job == job)
+
+    def cancelled(job: str) -> None:
+        detaching.ok("cancel", job)
+        ended = eventually(lambda: (one := of(job)).exit_code is not None and one)
+        assert (ended.exit_code, ended.restarts, ended.running) == (1, 0, False)
+        assert ended.said.startswith("cancelled")
+
+    first = detaching.ok("submit", str(path), "-c", "c", "--detach")["job"]
+    # Other words, the same job: the ledger knows who has it.
+    other = detaching.v5("submit", "-c", "c", str(path), "--detach")
+    assert other.returncode == 1
+    assert f"job {first} is being submitted by" in other.stderr
+    cancelled(first)
+    second = detaching.ok("submit", str(path), "-c", "c", "--detach")["job"]
+    # The fleet's supervisor starts it again, and it finds its job ended rather than open another.
+    supervisor = of(second).pid
+    assert supervisor > 0
+    os.kill(supervisor, signal.SIGKILL)
+    cancelled(second)
+    assert {row["job"]: row["state"] for row in detaching.ok("jobs")} == {
+        first: "cancelled",
+        second: "cancelled",
+    }

@@ -145,3 +145,20 @@ def test_a_child_that_gives_no_signs_is_left_alone(tmp_path: Path) -> None:
     watch_for(one, 1.5)
     assert one.restarts == 0
     one.stop(5)
+
+
+@pytest.mark.parametrize(("sign", "most"), [(WELL, 0.6), (STARTING, 30.0)], ids=["ready", "starting"])
+def test_one_that_had_been_ready_waits_less_long_for_its_restart(
+    tmp_path: Path, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, sign: bytes, most: float
+) -> None:
+    monkeypatch.setattr("worker.supervised.MOST_AFTER_READY", 0.6)
+    one = living(tmp_path, sign, Silence(600, 600))
+    one.start()
+    for number in (1, 2):
+        eventually(lambda: one.watch() or one.process is not None)
+        eventually(lambda: (one.watch(), one._well == (sign == WELL) and one._silent == 0.0 and one.pid)[1])
+        watch_for(one, 0.5)
+        os.kill(one.pid, signal.SIGKILL)
+        eventually(lambda n=number: one.watch() and one.restarts == n)
+    assert one._wait == min(2.0, most)
+    one.stop(5)

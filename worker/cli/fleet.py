@@ -14,6 +14,7 @@ from registry.console import as_json, data_dir, plan_options, print_json, read_p
 from registry.errors import FleetError, V5Error
 from registry.plan import make_plan, plan_from_json
 from registry.settings import Settings, load_settings
+from registry.submissions import submissions_of
 from worker import fleet
 from worker.supervisor import Supervisor
 
@@ -61,10 +62,14 @@ def up(
     began = time.monotonic()
     said = (lambda _line: None) if as_json else click.echo
     fresh, processes = fleet.up(settings, plan, timeout, said, flower=flower, rerank=rerank)
+    state = fleet.read_state(settings) if fresh else None
+    resumed = state["resumed"] if state else []
     if as_json:
-        print_json({"started": fresh, "plan": plan.describe(), "processes": processes})
+        print_json({"started": fresh, "plan": plan.describe(), "processes": processes, "resumed": resumed})
     elif fresh:
         click.echo(f"the fleet is up after {time.monotonic() - began:.1f} s, serving {plan.describe()}")
+        for collection in resumed:
+            click.echo(f"the detached submission to {collection} goes on")
         click.echo("next: v5 submit PATH --collection NAME")
     else:
         click.echo("the fleet was up already, with this plan")
@@ -123,6 +128,12 @@ def ps(as_json: bool) -> None:
 def _report(settings: Settings) -> dict[str, Any]:
     state = fleet.read_state(settings) if fleet.is_running(settings) else None
     local = list(state["processes"]) if state else []
+    submissions = submissions_of(settings)
+    local += [
+        {"name": f"submit-{one.collection}", "pid": one.producer, "restarts": one.restarts, "failed": False,
+         "last_end": one.said, "log": str(submissions.log(one.id))}
+        for one in submissions.ours() if one.running
+    ]  # fmt: skip
     ledger = Ledger(settings)
     try:
         ledger.check()
