@@ -66,7 +66,7 @@ def test_every_message_of_a_running_job_is_deleted_again_and_again(
 def test_every_message_is_delivered_three_times(
     fake_fleet: Any, corpus: Callable[..., Path], eventually: Callable[..., Any]
 ) -> None:
-    fake_fleet.environment |= {"V5_FAKE_SECONDS": "0.001"}
+    fake_fleet.environment |= {"V5_FAKE_SECONDS": "0.01"}
     fake_fleet.up()
     path = corpus(600)
     submit = fake_fleet.start("submit", str(path), "-c", "c", "--json")

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from registry.errors import FleetError, InfrastructureError, UsageError
+from registry.errors import DeviceFailed, FleetError, UsageError
 from registry.models import model
 from registry.settings import load_settings
 from worker.encoders.torch_runtime import TorchRuntime
@@ -85,9 +85,9 @@ def test_tf32_is_off_unless_allowed_and_recorded_where_it_counts(gpu: pytest.Mon
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", MemoryError),
         ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", MemoryError),
         ("std::bad_alloc", MemoryError),
-        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", InfrastructureError),
-        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", InfrastructureError),
-        ("CUDA driver error: device not ready", InfrastructureError),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", DeviceFailed),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", DeviceFailed),
+        ("CUDA driver error: device not ready", DeviceFailed),
         ("The size of tensor a (3) must match the size of tensor b (4)", RuntimeError),
     ],
 )
