@@ -10,11 +10,11 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ledger.blobs import Blobs, blob_keys
 from ledger.scripts import Scripts
-from ledger.server import Redis, named_errors
+from ledger.server import Redis, as_text, named_errors
 from registry.errors import FleetError, JobUnknown, UsageError
 from registry.names import PREFIX
 from registry.plan import Plan, plan_from_json
@@ -133,7 +133,7 @@ class Jobs:
             fields, open_batches, held = pipe.execute()
         if not fields:
             raise JobUnknown(f"there is no job {job!r}; `v5 jobs` lists those there are")
-        text = {key.decode(): value.decode() for key, value in fields.items()}
+        text = as_text(fields)
         counts = {
             name: int(text.get(name, 0))
             for name in (
@@ -144,7 +144,7 @@ class Jobs:
         return Job(
             id=job,
             collection=text["collection"],
-            state=text["state"],
+            state=cast("State", text["state"]),
             plan=plan_from_json(text["plan"]),
             sources=tuple(json.loads(text["sources"])),
             open_batches=int(open_batches),
@@ -213,9 +213,8 @@ class Jobs:
         """
         with named_errors():
             # Should the script's answer be lost, its repetition finds nothing.
-            before = self._redis.hgetall(f"{PREFIX}batch:{batch}")
+            fields = as_text(self._redis.hgetall(f"{PREFIX}batch:{batch}"))
         outcome, flat = self._run("drop", batch)
-        fields = {name.decode(): value.decode() for name, value in before.items()}
         fields |= dict(zip(flat[::2], flat[1::2], strict=True))
         self._blobs.delete(batch, blob_keys(batch, fields))
         return bool(outcome == "dropped")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ledger.blobs import blob_keys
 from ledger.ledger import Ledger
-from ledger.server import named_errors
+from ledger.server import as_text, named_errors
 from registry.names import PREFIX, QUEUE_AGGREGATE
 
 _LOCK = f"{PREFIX}reconciler"
@@ -66,8 +66,7 @@ class Reconciler:
         """Start the TTL of every open batch's blobs again; those of no open batch die alone."""
         for batch in self.open_batches():
             with named_errors():
-                found = self._ledger.redis.hgetall(f"{PREFIX}batch:{batch}")
-            fields = {name.decode(): value.decode() for name, value in found.items()}
+                fields = as_text(self._ledger.redis.hgetall(f"{PREFIX}batch:{batch}"))
             self._ledger.blobs.renew(batch, blob_keys(batch, fields))
 
     def open_batches(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,6 +108,11 @@ def maxmemory(client: Redis) -> int:
     with named_errors():
         memory: dict[str, Any] = client.info("memory")
     return int(memory.get("maxmemory", 0))
+
+
+def as_text(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    """A hash as Redis gives it, decoded."""
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 def is_full(client: Redis, share: float = FULL_SHARE) -> bool:

@@ -122,7 +122,8 @@ class Steps:
         models = plan.models_for(list(names)) if kind != "payload" else ()
         self._blobs.put(batch, text_key(batch, token), blob)
         digest = hashlib.blake2b(blob, digest_size=8).hexdigest()
-        arguments = (
+        outcome, *rest = self._run(
+            "open_batch",
             job,
             n,
             digest,
@@ -136,11 +137,9 @@ class Steps:
             json.dumps([space_mark(plan, model) for model in models]),
             token,
         )
-        outcome, *rest = self._run("open_batch", *arguments)
-        if outcome == "opened" or rest == [token]:
-            return [embed_queue(model) for model in models] or [QUEUE_AGGREGATE]
-        self._blobs.delete(batch, [text_key(batch, token)])
-        if outcome == "already":
+        if outcome != "opened" and rest != [token]:
+            self._blobs.delete(batch, [text_key(batch, token)])
+        if outcome in ("opened", "already"):
             return [embed_queue(model) for model in models] or [QUEUE_AGGREGATE]
         if outcome == "full":
             return Full(int(rest[0]))

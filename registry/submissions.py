@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from registry.errors import FleetError
+from registry.files import write_whole
 from registry.processes import birth
 from registry.settings import Settings
 
@@ -99,9 +100,7 @@ class Submissions:
     def write(self, submission: Detached) -> None:
         """Write a submission down, all of it or nothing. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.path(submission.id).with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(submission)))
-        fresh.replace(self.path(submission.id))
+        write_whole(self.path(submission.id), json.dumps(asdict(submission)))
 
     def ours(self) -> list[Detached]:
         """Those of our Redis, oldest first; any that ended long ago are forgotten on the way."""

@@ -142,6 +142,12 @@ class LocalFleet:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
+    def ended(self, started: subprocess.Popen[str], timeout: float = 100.0) -> Any:
+        """Wait for a command that was started with --json, expect exit code 0, return its last line."""
+        out, err = started.communicate(timeout=timeout)
+        assert started.returncode == 0, err
+        return json.loads(out.splitlines()[-1])
+
     def ok(self, *arguments: str, timeout: float = 120.0) -> Any:
         """Run a command with --json, expect exit code 0, return its last line."""
         return self.ends(0, *arguments, timeout=timeout)

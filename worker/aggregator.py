@@ -5,12 +5,11 @@ It is the only process that opens the store.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -119,7 +118,7 @@ class Aggregator(FleetProcess):
             yield
         finally:
             # It runs out by itself.
-            with contextlib.suppress(RedisError):
+            with suppress(RedisError):
                 lock.release()
 
     def prepare(self) -> None:

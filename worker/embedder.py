@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, cast
 
 from ledger.alive import Process
@@ -122,7 +123,7 @@ class EmbedWorker(FleetProcess):
             with self._isolation.gate.shared():
                 gate.enter()
             passed = gate.passed()
-            part = (self._singly if taken.vanished else self._together)(taken, encoder, texts, kinds)
+            part = self._part(taken, encoder, texts, kinds)
             with self._isolation.gate.shared():
                 gate.leave()
         part = replace(part, notes={**part.notes, "goldens": passed})
@@ -140,39 +141,18 @@ class EmbedWorker(FleetProcess):
             self._pace.finished(texts, part)
         return "embedded"
 
-    def _together(
+    def _part(
         self, taken: Taken, encoder: Encoder, texts: Sequence[str], kinds: Sequence[OutputKind]
     ) -> Part:
-        """The part of a batch, beside whatever else this process is at."""
+        """The part of a batch: beside whatever else this process is at, or one chunk at a time, which says
+        nothing of this worker's rate."""
+        through = partial(encode, encoder, side="document", kinds=kinds, device_lock=self._device)
+        if taken.vanished:
+            with self._isolation.singly(taken, len(texts), lambda: through([PROBE])) as singly:
+                return through(texts, should_stop=self.stopping.is_set, singly=singly)
         with self._isolation.gate.shared(), self._pace.working():
-            return encode(
-                encoder,
-                texts,
-                "document",
-                kinds,
-                device_lock=self._device,
-                on_progress=_Renewal(self, taken, self._isolation.gate),
-                should_stop=self.stopping.is_set,
-            )
-
-    def _singly(
-        self, taken: Taken, encoder: Encoder, texts: Sequence[str], kinds: Sequence[OutputKind]
-    ) -> Part:
-        """The same, one chunk at a time; its rate says nothing of this worker's."""
-
-        def probe() -> None:
-            encode(encoder, [PROBE], "document", kinds, device_lock=self._device)
-
-        with self._isolation.singly(taken, len(texts), probe) as singly:
-            return encode(
-                encoder,
-                texts,
-                "document",
-                kinds,
-                device_lock=self._device,
-                should_stop=self.stopping.is_set,
-                singly=singly,
-            )
+            renewal = _Renewal(self, taken, self._isolation.gate)
+            return through(texts, should_stop=self.stopping.is_set, on_progress=renewal)
 
     def _note_budget(self) -> None:
         """Let `v5 ps` say that less goes through at once than was meant to."""

@@ -18,6 +18,7 @@ from typing import Any
 from ledger.alive import Process
 from ledger.ledger import Ledger
 from registry.errors import FleetError, StoreUnavailable, V5Error
+from registry.files import tail
 from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan, plan_from_json
 from registry.processes import V5, birth
@@ -26,9 +27,6 @@ from registry.submissions import submissions_of
 from worker.supervisor import GRACE, Layout
 
 log = logging.getLogger(__name__)
-
-#: Lines of a failed process' log that `up` shows.
-LOG_LINES = 6
 
 
 def read_state(settings: Settings) -> dict[str, Any] | None:
@@ -238,11 +236,3 @@ def _signal(process: dict[str, Any], number: signal.Signals) -> None:
     if process["pid"] and birth(process["pid"]) == process["born"]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process["pid"], number)
-
-
-def tail(path: Path, lines: int = LOG_LINES) -> str:
-    """The last lines of a log."""
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return "(no log)"

@@ -17,6 +17,7 @@ from typing import IO
 from ledger.ledger import Ledger
 from ledger.server import wait_for
 from registry.errors import FleetError, V5Error
+from registry.files import write_whole
 from registry.models import DEFAULT_RERANKER
 from registry.plan import Plan
 from registry.processes import V5, birth
@@ -193,9 +194,7 @@ class Supervisor:
                 for child in children
             ],
         }
-        fresh = self.layout.state.with_suffix(".new")
         try:
-            fresh.write_text(json.dumps(state))
-            fresh.replace(self.layout.state)
+            write_whole(self.layout.state, json.dumps(state))
         except OSError as error:
             log.warning("could not write %s: %s", self.layout.state, error)

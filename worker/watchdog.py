@@ -7,13 +7,12 @@ interpreter, which needs no Python to run, ends it, and a supervisor hears that 
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from registry.errors import V5Error
 from registry.progress import Work
@@ -98,7 +97,7 @@ class Watchdog:
         faulthandler.dump_traceback_later(bound, exit=self._supervisor is None, file=STDERR)
         if self._supervisor is not None:
             # One that does not listen, or is gone, is no matter here.
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.write(self._supervisor, WELL if well else STARTING)
 
     def tick(self, seconds: float) -> None:

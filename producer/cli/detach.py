@@ -8,12 +8,10 @@ from typing import NoReturn
 import click
 
 from registry.console import print_json
+from registry.files import tail
 from registry.plan import Plan
 from registry.settings import Settings
 from registry.submissions import Detached, submissions_of
-
-#: Lines of a failed submission's log that are shown.
-LOG_LINES = 6
 
 
 def detach_submission(settings: Settings, collection: str, plan: Plan, *, as_json: bool) -> NoReturn:
@@ -26,11 +24,7 @@ def detach_submission(settings: Settings, collection: str, plan: Plan, *, as_jso
     submission, fresh = submissions.start(arguments, collection)
     log = submissions.log(submission.id)
     if submission.exit_code and not submission.job:
-        try:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-        except OSError:
-            tail = "(no log)"
-        click.echo(f"error: the submission did not start; its log ({log}) ends:\n{tail}", err=True)
+        click.echo(f"error: the submission did not start; its log ({log}) ends:\n{tail(log)}", err=True)
         sys.exit(submission.exit_code)
     if as_json:
         print_json(

@@ -77,7 +77,7 @@ def watch(job: str, as_json: bool) -> None:
       v5 watch 261122-101500-1a2b3c
     """
     ledger = _ledger()
-    detached = submissions_of(load_settings())
+    detached = submissions_of(ledger.settings)
     with Meter(as_json=as_json) as meter:
         while True:
             seen = ledger.jobs.get(job)

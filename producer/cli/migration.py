@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from producer.fleet import Fleet
@@ -16,10 +18,7 @@ def tell_migration(fleet: Fleet, collection: str, plan: Plan, *, as_json: bool) 
     """
     points, changes = fleet.changes(collection, plan)
     if as_json:
-        rows = [
-            {"name": c.name, "standing": c.standing, "offered": c.offered, "difference": c.difference}
-            for c in changes
-        ]
+        rows = [asdict(change) for change in changes]
         print_json({"event": "migration", "collection": collection, "points": points, "changes": rows})
         return
     if not changes:

@@ -9,7 +9,7 @@ import click
 
 from producer.cli.options import corpus_options, read_corpus
 from producer.cli.rerun import rerun
-from producer.cli.submit import EXIT_DEAD
+from producer.cli.submit import exit_code
 from producer.fleet import Fleet
 from producer.retry import Retry
 from registry.console import as_json, data_dir, print_json, start_logging
@@ -59,9 +59,7 @@ def retry(job: str, as_json: bool, **options: Any) -> None:
         fleet.close()
     left = len(letters) - through
     _tell(job, through, left, summary.job, as_json=as_json)
-    if summary.state not in ("done", "sealed"):
-        sys.exit(1)
-    sys.exit(EXIT_DEAD if left or failed_again else 0)
+    sys.exit(exit_code(summary.state, left or failed_again))
 
 
 def _tell(job: str, through: int, left: int, by: str, *, as_json: bool) -> None:

@@ -186,9 +186,14 @@ def submit(
         if pruning is not None:
             pruning.close()
     tell(summary, settings, as_json=as_json)
-    if summary.state not in ("done", "sealed"):
-        sys.exit(1)
-    sys.exit(EXIT_DEAD if summary.dead else 0)
+    sys.exit(exit_code(summary.state, summary.dead))
+
+
+def exit_code(state: str, dead: int) -> int:
+    """What a submission whose job is in that state, with so many dead letters, exits with."""
+    if state not in ("done", "sealed"):
+        return 1
+    return EXIT_DEAD if dead else 0
 
 
 def _tell_migration(settings: Settings, collection: str, plan: Plan | None, *, as_json: bool) -> None:
@@ -208,9 +213,7 @@ def _end_as(fleet: Fleet, job: str) -> None:
     if seen.state == "open":
         return
     print_json({"event": "end", **seen.summary()})
-    if seen.state not in ("done", "sealed"):
-        sys.exit(1)
-    sys.exit(EXIT_DEAD if seen.dead else 0)
+    sys.exit(exit_code(seen.state, seen.dead))
 
 
 def _fleet_plan(fleet: Fleet) -> Plan:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,70 +144,67 @@ def test_a_redis_that_lost_everything_costs_what_was_not_stored(
     ledger.close()
 
 
-def test_a_connection_that_is_cut_hangs_or_is_refused_costs_only_time(
-    make_fleet: Callable[..., Any],
-    redis_servers: ServerFactory,
-    corpus: Callable[..., Path],
-    eventually: Callable[..., Any],
-) -> None:
+@pytest.fixture
+def distant(
+    make_fleet: Callable[..., Any], redis_servers: ServerFactory
+) -> Iterator[tuple[Any, Proxy, Ledger]]:
+    """A fleet whose Redis is behind a proxy, and the ledger past it."""
     server = redis_servers.start("valkey", "appendonly yes", tcp=True)
     with Proxy(("127.0.0.1", server.port)) as proxy:
         fleet = make_fleet(**FAKE, fake_seconds="0.02", redis_url=f"redis://127.0.0.1:{proxy.port}/0")
         fleet.up("--primary", MODELS[0], "--companion", MODELS[1])
-        path = corpus(COUNT)
-        direct = {**fleet.environment, "V5_REDIS_URL": server.url()}
-        ledger = Ledger(fleet.settings().model_copy(update={"redis_url": direct["V5_REDIS_URL"]}))
-        submit = Submit(fleet, path)
-        pauses = []
-        for fault in ("cut", "cut", "cut", "hang", "refuse"):
-            before = eventually(lambda: done(ledger), 60)
-            eventually(lambda seen=before: done(ledger) > seen, 60)
-            if fault == "cut":
-                proxy.cut()
-            elif fault == "hang":
-                proxy.blackhole(True)
-                time.sleep(4)
-            else:
-                proxy.refuse(True)
-                proxy.cut()
-                eventually(lambda: submit.waited_for("cannot be reached"), 60)
-            proxy.heal()
-            healed, seen = time.monotonic(), done(ledger)
-            eventually(lambda seen=seen: done(ledger) > seen or not submit.running, 60)
-            pauses.append(round(time.monotonic() - healed, 1))
-        end = submit.end()
-        print("seconds until the next batch was done:", pauses)
-        check(fleet, path, ledger, end)
+        ledger = Ledger(fleet.settings().model_copy(update={"redis_url": server.url()}))
+        yield fleet, proxy, ledger
         ledger.close()
+
+
+def test_a_connection_that_is_cut_hangs_or_is_refused_costs_only_time(
+    distant: tuple[Any, Proxy, Ledger], corpus: Callable[..., Path], eventually: Callable[..., Any]
+) -> None:
+    fleet, proxy, ledger = distant
+    path = corpus(COUNT)
+    submit = Submit(fleet, path)
+    pauses = []
+    for fault in ("cut", "cut", "cut", "hang", "refuse"):
+        before = eventually(lambda: done(ledger), 60)
+        eventually(lambda seen=before: done(ledger) > seen, 60)
+        if fault == "cut":
+            proxy.cut()
+        elif fault == "hang":
+            proxy.blackhole(True)
+            time.sleep(4)
+        else:
+            proxy.refuse(True)
+            proxy.cut()
+            eventually(lambda: submit.waited_for("cannot be reached"), 60)
+        proxy.heal()
+        healed, seen = time.monotonic(), done(ledger)
+        eventually(lambda seen=seen: done(ledger) > seen or not submit.running, 60)
+        pauses.append(round(time.monotonic() - healed, 1))
+    end = submit.end()
+    print("seconds until the next batch was done:", pauses)
+    check(fleet, path, ledger, end)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_connections_that_a_router_forgot_are_noticed_in_time(
-    make_fleet: Callable[..., Any],
-    redis_servers: ServerFactory,
-    corpus: Callable[..., Path],
-    eventually: Callable[..., Any],
+    distant: tuple[Any, Proxy, Ledger], corpus: Callable[..., Path], eventually: Callable[..., Any]
 ) -> None:
     """Both ends believe that they are connected, and nothing that they send arrives."""
-    server = redis_servers.start("valkey", "appendonly yes", tcp=True)
-    with Proxy(("127.0.0.1", server.port)) as proxy:
-        fleet = make_fleet(**FAKE, fake_seconds="0.02", redis_url=f"redis://127.0.0.1:{proxy.port}/0")
-        fleet.up("--primary", MODELS[0], "--companion", MODELS[1])
-        path = corpus(COUNT)
-        ledger = Ledger(fleet.settings().model_copy(update={"redis_url": server.url()}))
-        pids = fleet.pids()
-        submit = Submit(fleet, path)
-        eventually(lambda: done(ledger) > 50, 60)
-        proxy.strand()
-        cut, seen = time.monotonic(), done(ledger)
-        eventually(lambda: done(ledger) > seen + 32, 100, "the fleet to come back")
-        print(f"seconds until batches were done: {time.monotonic() - cut:.1f}", end=" ")
-        end = submit.end()
-        print(f"and until the job was: {time.monotonic() - cut:.1f}")
-        assert fleet.pids() == pids, "a process did not come back by itself"
-        check(fleet, path, ledger, end)
-        ledger.close()
+    fleet, proxy, ledger = distant
+    path = corpus(COUNT)
+    pids = fleet.pids()
+    submit = Submit(fleet, path)
+    eventually(lambda: done(ledger) > 50, 60)
+    proxy.strand()
+    cut, seen = time.monotonic(), done(ledger)
+    eventually(lambda: done(ledger) > seen + 32, 100, "the fleet to come back")
+    print(f"seconds until batches were done: {time.monotonic() - cut:.1f}", end=" ")
+    end = submit.end()
+    print(f"and until the job was: {time.monotonic() - cut:.1f}")
+    assert fleet.pids() == pids, "a process did not come back by itself"
+    check(fleet, path, ledger, end)
 
 
 def test_vectors_and_texts_that_their_server_lost_are_made_and_staged_again(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -217,9 +216,7 @@ def test_a_stopped_worker_is_killed_and_its_job_ends(
     pid = fake_fleet.pids()[WORKER]
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: fake_fleet.pids().get(WORKER) not in (None, pid), 60, "a restart")
-    out, err = submit.communicate(timeout=100)
-    assert submit.returncode == 0, err
-    end = json.loads(out.splitlines()[-1])
+    end = fake_fleet.ended(submit)
     assert (end["done"], end["dead"]) == (COUNT, 0)
     assert "hangs and is killed" in (fake_fleet.data_dir / "logs" / "fleet.log").read_text()
     (row,) = [row for row in fake_fleet.ok("ps")["processes"] if row["name"] == WORKER]
@@ -254,9 +251,7 @@ def test_restarting_every_worker_in_turn_computes_no_part_twice(
             eventually(lambda n=name: n in fake_fleet.pids(), 60, "a restart")
             (row,) = [row for row in read_state(fake_fleet.settings())["processes"] if row["name"] == name]
             assert (row["restarts"], row["last_exit"]) == (1, 0)
-        out, err = submit.communicate(timeout=100)
-    assert submit.returncode == 0, err
-    end = json.loads(out.splitlines()[-1])
+        end = fake_fleet.ended(submit)
     assert (end["done"], end["dead"]) == (160, 0)
     # An event may be lost with the process that sent it; none is made up.
     assert embedded.count <= 2 * ledger.jobs.list()[0].batches

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from registry.files import write_whole
 from registry.models import ModelSpec
 from registry.settings import Settings
 
@@ -103,9 +104,7 @@ class LearnedBudgets:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 found = self._read()
                 found[name] = min(tokens, found.get(name, tokens))
-                fresh = self.path.with_suffix(".new")
-                fresh.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-                fresh.replace(self.path)
+                write_whole(self.path, json.dumps(found, indent=1, sort_keys=True) + "\n")
         except OSError as error:
             logger.warning("%s is not remembered: %s cannot be written: %s", name, self.path, error)
 
