@@ -162,8 +162,7 @@ class Submission:
                     if seen.state == "open":
                         self._start_anew()
                 except (LedgerRewound, JobUnknown):
-                    # The collection is the final ledger: what is stored is skipped, the rest is staged anew.
-                    log.warning("Redis has lost data; what is not stored yet is staged anew")
+                    self._say_data_lost()
                     job = self._open()
             else:
                 raise FleetError(
@@ -210,9 +209,13 @@ class Submission:
         removed. Raises as Fleet.migrate; a job of which nothing came is cancelled then."""
         job = self._open()
         try:
-            while not self._patient(lambda: self._fleet.migrate(self._collection, self._plan, job.started)):
+            while not self._migrates(job.started):
                 self._say_waiting("the vectors of the former space are being removed")
-                self._look(job.id, force=True)
+                try:
+                    self._look(job.id, force=True)
+                except JobUnknown:
+                    self._say_data_lost()
+                    job = self._open()
         except BaseException as error:
             with contextlib.suppress(InfrastructureError, JobUnknown):
                 if isinstance(error, V5Error) and not isinstance(error, InfrastructureError) and not job.next:
@@ -222,6 +225,10 @@ class Submission:
         self.progress.waiting = ""
         # Newer than any migration of another job of this plan that came in between.
         return self._start_anew()[0]
+
+    def _migrates(self, started: int) -> bool:
+        """Remove some of the vectors of the former space; says whether none is left."""
+        return self._patient(lambda: self._fleet.migrate(self._collection, self._plan, started))
 
     def _prune(self, pruning: Pruning, job: str) -> tuple[int | None, str]:
         """Remove what the last pass did not have; how many points went, and what is to be said about it."""
@@ -255,6 +262,14 @@ class Submission:
 
     def _open(self) -> Job:
         """Adopt or open the job; wait for what an earlier run left in flight."""
+        while True:
+            try:
+                return self._opened()
+            except JobUnknown:
+                # Lost while it was waited for: then nothing of it is in flight any more.
+                self._say_data_lost()
+
+    def _opened(self) -> Job:
         job, adopted = self._start_anew()
         self.progress.job, self.progress.adopted = job.id, adopted
         self._base = job.done
@@ -382,6 +397,11 @@ class Submission:
         self.progress.dead = seen.dead
         self._report(self.progress)
         return seen
+
+    @staticmethod
+    def _say_data_lost() -> None:
+        # The collection is the final ledger.
+        log.warning("Redis has lost data; what is not stored yet is staged anew")
 
     def _say_waiting(self, reason: str) -> None:
         self.progress.waiting = reason

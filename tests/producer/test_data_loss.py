@@ -22,7 +22,7 @@ from producer import fleet as producer_fleet
 from producer import submission
 from producer.corpus import open_corpus
 from producer.fleet import Fleet
-from producer.submission import Submission, Summary
+from producer.submission import Progress, Submission, Summary
 from registry.errors import BlobLost
 from registry.names import QUEUE_AGGREGATE
 from registry.plan import Plan
@@ -40,7 +40,9 @@ class InProcessFleet:
         self._rings: queue.Queue[tuple[str, str]] = queue.Queue()
         self.stored: dict[str, str] = {}
         self.embedded: Counter[tuple[str, str]] = Counter()
-        #: Called with what is about to happen: `compare`, `staged`, `seal`.
+        #: When the jobs started that had vectors removed; one call is not enough for all of them.
+        self.migrated: list[int] = []
+        #: Called with what is about to happen: `compare`, `staged`, `seal`, `migrate`.
         self.before: Callable[[str], None] = lambda _what: None
         #: Whoever holds it keeps the fleet from working.
         self.working = threading.Lock()
@@ -58,6 +60,14 @@ class InProcessFleet:
     def compare(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
         self.before("compare")
         return [["same" if self.stored.get(row[0]) == row[1] else "absent"] for row in rows]
+
+    def migrate(self, _name: str, _plan: Plan, started: int) -> bool:
+        self.before("migrate")
+        self.migrated.append(started)
+        return len(self.migrated) > 1
+
+    def lacking(self, _name: str, _names: Sequence[str]) -> dict[str, int]:
+        return {}
 
     def ring(self, batch: str, step: str) -> None:
         self._rings.put((batch, step))
@@ -114,12 +124,12 @@ def fleet(
 
 
 @pytest.fixture
-def submit(fleet: InProcessFleet, plan: Plan, tmp_path: Path) -> Callable[[], Summary]:
+def submit(fleet: InProcessFleet, plan: Plan, tmp_path: Path) -> Callable[..., Summary]:
     path = tmp_path / "corpus.jsonl"
     rows = (json.dumps({"id": f"c{i}", "text": f"text number {i} " + "word " * i}) for i in range(CHUNKS))
     path.write_text("\n".join(rows))
     corpus = open_corpus([path], root=None, settings=fleet.settings)
-    return lambda: Submission(fleet, corpus, "c", plan).run()  # type: ignore[arg-type]
+    return lambda **options: Submission(fleet, corpus, "c", plan, **options).run()  # type: ignore[arg-type]
 
 
 def check(fleet: InProcessFleet, end: Summary, stored_then: set[str]) -> None:
@@ -185,6 +195,60 @@ def test_the_last_batches_of_a_job_are_forgotten(
     end = submit()
     assert staged > CHUNKS // BATCH
     check(fleet, end, stored_then)
+
+
+def test_everything_is_forgotten_while_an_earlier_run_is_waited_for(
+    fleet: InProcessFleet, submit: Callable[..., Summary]
+) -> None:
+    fleet.working.acquire()
+
+    def end(_happens: str) -> None:
+        raise KeyboardInterrupt
+
+    waiting = True
+
+    def forget(progress: Progress) -> None:
+        nonlocal waiting
+        if waiting and progress.adopted:
+            waiting = False
+            fleet.ledger.redis.flushall()
+            fleet.working.release()
+
+    fleet.before = end
+    with pytest.raises(KeyboardInterrupt):
+        submit()
+    fleet.before = lambda _happens: None
+    check(fleet, submit(report=forget), set())
+    assert not waiting
+
+
+def test_everything_is_forgotten_in_a_migration(
+    fleet: InProcessFleet, submit: Callable[..., Summary]
+) -> None:
+    def forget(happens: str) -> None:
+        if happens == "migrate" and not fleet.migrated:
+            fleet.ledger.redis.flushall()
+
+    fleet.before = forget
+    check(fleet, submit(migrate=True), set())
+    assert len(fleet.migrated) == 2
+
+
+def test_what_is_staged_after_a_migration_is_newer_than_any_that_came_in_between(
+    fleet: InProcessFleet, submit: Callable[..., Summary]
+) -> None:
+    """Another job of the same plan may have raised the start from which a vector counts."""
+    others: list[int] = []
+
+    def meanwhile(happens: str) -> None:
+        if happens == "migrate":
+            time.sleep(0.002)
+            seconds, micro = fleet.ledger.redis.time()
+            others.append(seconds * 1000 + micro // 1000)
+
+    fleet.before = meanwhile
+    end = submit(migrate=True)
+    assert fleet.ledger.jobs.get(end.job).started >= others[-1] > fleet.migrated[-1]
 
 
 def test_a_request_whose_arguments_were_lost_is_made_again(
