@@ -27,6 +27,8 @@ from registry.settings import Settings
 WAIT = 30.0
 #: How long a producer gets to let go of its job. Seconds.
 GRACE = 20.0
+#: How long one is waited for that was killed. Seconds.
+KILLED = 5.0
 #: Submissions that have ended are remembered for this long. Seconds.
 HISTORY = 7 * 86400
 #: A longer log is put aside at the next start, and the one put aside before it goes. Bytes.
@@ -184,7 +186,7 @@ class Submissions:
         """End those of ours that run, which lets go of their jobs; `resume` goes on with them. Returns their
         collections."""
         running = [one for one in self.ours() if one.running]
-        for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5.0)):
+        for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, KILLED)):
             for one in running:
                 if one.running:
                     with contextlib.suppress(ProcessLookupError):

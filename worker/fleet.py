@@ -24,7 +24,7 @@ from registry.plan import Plan, plan_from_json
 from registry.processes import V5, birth
 from registry.settings import Settings
 from registry.submissions import submissions_of
-from worker.supervisor import GRACE, Layout
+from worker.supervisor import GRACE, STOPPED_WITHIN, Layout
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def up(
             # It may not have come as far as being found by `down`.
             supervisor.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                supervisor.wait(GRACE + 20)
+                supervisor.wait(STOPPED_WITHIN)
             down(settings)
         raise
 
@@ -188,7 +188,7 @@ def _here(ledger: Ledger) -> list[Process]:
         return []
 
 
-def down(settings: Settings, timeout: float = GRACE + 20) -> list[str]:
+def down(settings: Settings, timeout: float = STOPPED_WITHIN) -> list[str]:
     """Stop the fleet of this data directory; returns the names of what ran, empty if nothing did.
 
     With a private Redis that includes the detached producers, which would have nothing to talk to.

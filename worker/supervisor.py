@@ -16,6 +16,7 @@ from typing import IO
 
 from ledger.ledger import Ledger
 from ledger.server import wait_for
+from registry import submissions
 from registry.errors import FleetError, V5Error
 from registry.files import write_whole
 from registry.models import DEFAULT_RERANKER
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 #: Time that workers and aggregator get to finish or give back what they are at. Seconds.
 GRACE = 40.0
+#: A supervisor that is asked to stop has gone after this time: detached producers, then workers and
+#: aggregator, then Redis, and a margin. Seconds.
+STOPPED_WITHIN = submissions.GRACE + submissions.KILLED + 2 * GRACE + 15.0
 #: The fleet's plan is said to Redis this often, which may have lost it. Seconds.
 SAY_EVERY = 15.0
 #: Detached submissions are looked after this often. Seconds.
