@@ -33,7 +33,7 @@ STUCK = 120.0
 #: Seconds.
 MOST_BETWEEN = 5.0
 #: A producer that begins while Redis is away says so and ends; one that has begun waits.
-_AWAY = re.compile("cannot be reached|closed the connection|loading the dataset")
+_AWAY = re.compile("cannot be reached|closed the connection|loading the dataset|no fleet runs")
 
 Say = Callable[[str], None]
 
@@ -297,6 +297,7 @@ class Watch:
         self._redis = stack.redis
         # By batch and model: attempts, each of all the batch's chunks.
         self._tries: dict[tuple[str, str], int] = {}
+        self._changing = threading.Lock()
         self._expected = 1
         self._seen: set[bytes] = set()
         self._job = b""
@@ -316,8 +317,9 @@ class Watch:
 
     def begin(self, expected: int) -> None:
         """Another phase, of so many chunks; the jobs of earlier ones do not count."""
-        self._seen.add(self._job)
-        self._expected, self.progress, self.started = expected, 0.0, False
+        with self._changing:
+            self._seen.add(self._job)
+            self._expected, self.progress, self.started = expected, 0.0, False
 
     @property
     def attempts(self) -> int:
@@ -326,7 +328,8 @@ class Watch:
 
     def _look_on(self) -> None:
         while not self._ended.wait(0.04):
-            with contextlib.suppress(redis.RedisError, ValueError):
+            # A look that began in the phase before would take that one's job for this one's.
+            with self._changing, contextlib.suppress(redis.RedisError, ValueError):
                 self._look()
 
     def _look(self) -> None:
