@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
+from ledger.ledger import Ledger
+from registry.chunks import Chunk, chunk_id
+from registry.codecs import pack_chunks
 from registry.models import model
-from registry.settings import load_settings
+from registry.plan import make_plan
+from registry.settings import Settings, load_settings
 from worker.counters import Counters, Stopwatch
+from worker.embedder import EmbedWorker
 from worker.encoders.base import MicroBatch
 from worker.encoders.encode import encode
 from worker.encoders.fake import POISON_OOM, FakeEncoder
+
+MODEL = "qdrant-minilm-onnx"
 
 
 class Clock:
@@ -42,7 +49,7 @@ class Timed(FakeEncoder):
 
 @pytest.fixture
 def encoder(tmp_path, monkeypatch):
-    made = Timed(model("qdrant-minilm-onnx"), "", load_settings(data_dir=tmp_path, fake_encoders=True))
+    made = Timed(model(MODEL), "", load_settings(data_dir=tmp_path, fake_encoders=True))
     made.clock = Clock()
     monkeypatch.setattr("time.perf_counter", made.clock)
     return made
@@ -99,3 +106,32 @@ def test_a_moment_shared_by_two_threads_counts_once_and_for_one_of_them():
         clock.now += 4.0
     clock.now += 50.0
     assert (first, watch.take(), watch.take(), watch.seconds) == (5.0, 4.0, 0.0, 9.0)
+
+
+def test_a_worker_announces_its_totals_and_leaves_each_parts_with_it(
+    ledger: Ledger, settings: Settings
+) -> None:
+    worker = EmbedWorker(settings.model_copy(update={"fake_seconds": 0.001}), MODEL)
+    worker.prepare()
+    plan = make_plan(primary=MODEL, fake=True)
+    job, _ = ledger.jobs.open("c", plan, ["src"])
+    notes = []
+    for n in range(2):
+        blob = pack_chunks([Chunk(chunk_id(str(i)), f"text {i}") for i in range(4)])
+        ledger.steps.stage(job.id, plan, n, "upsert", [MODEL], 4, blob, 10, 1 << 30)
+        assert worker._embed(batch=f"{job.id}.{n}", step=f"embed.{MODEL}") == "embedded"
+        notes.append(ledger.steps.take(f"{job.id}.{n}", "aggregate").parts[MODEL].notes)
+    worker.refresh()
+    ledger.alive.announce(worker.process)
+    (seen,) = ledger.alive.list()
+    worker.ledger.close()
+    assert seen.counters["chunks"] == 8
+    assert [note["chunks"] for note in notes] == [4, 4]
+    for name in ("useful_tokens", "padded_tokens"):
+        assert seen.counters[name] == sum(note[name] for note in notes) > 0
+    # Neither the warm-up nor the golden vectors of the start are among them.
+    assert seen.counters["busy_seconds"] == pytest.approx(
+        sum(note["forward_seconds"] for note in notes), abs=0.01
+    )
+    assert 0.008 <= seen.counters["busy_seconds"] < seen.counters["working_seconds"]
+    assert seen.counters["micro_batch_tokens"] == worker.encoder.budget.tokens
