@@ -28,6 +28,7 @@ from worker.encoders.base import Encoder, Side
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.encoders.loop import PROBE
+from worker.encoders.probe import probe
 from worker.golden_gate import GoldenGate
 from worker.isolation import Gate, Isolation
 from worker.licence import notice
@@ -86,6 +87,8 @@ class EmbedWorker(FleetProcess):
         kinds = [output.kind for output in spec.outputs]
         encoder = load_encoder(self.model, self.model_task, self.settings, kinds, **self._served)
         warm_up(encoder, kinds)
+        if not self.settings.made_up:
+            probe(encoder, kinds)
         gate = GoldenGate(encoder, kinds, self.ledger.goldens, self._device, self.settings.golden_batches)
         gate.enter()
         self.encoder, self._gate = encoder, gate
