@@ -37,6 +37,8 @@ class Process:
     #: What it waits for or says, for people.
     note: str = ""
     since: float = field(default_factory=time.time)
+    #: Totals since it started, by name; as of its last sign of life.
+    counters: dict[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

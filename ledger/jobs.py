@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from ledger.blobs import Blobs, blob_keys
 from ledger.scripts import Scripts
 from ledger.server import Redis, as_text, named_errors
+from ledger.work import Work, work_of
 from registry.errors import FleetError, JobUnknown, UsageError
 from registry.names import PREFIX
 from registry.plan import Plan, plan_from_json
@@ -66,6 +67,13 @@ class Job:
     held: bool
     #: Which part of the sources it is for, such as `shard 1/4`; empty: all of them.
     part: str = ""
+    #: What each worker did for it.
+    work: tuple[Work, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """From its beginning to its end, or until now."""
+        return (self.finished or time.time() * 1000) / 1000 - self.created / 1000
 
     @property
     def interrupted(self) -> bool:
@@ -77,6 +85,8 @@ class Job:
         fields = asdict(self)
         fields["plan"] = self.plan.describe()
         fields["job"] = fields.pop("id")
+        fields["workers"] = [one.summary(self.seconds) for one in self.work]
+        del fields["work"]
         fields["interrupted"] = self.interrupted
         return fields
 
@@ -150,6 +160,7 @@ class Jobs:
             open_batches=int(open_batches),
             held=bool(held),
             part=text.get("part", ""),
+            work=work_of(text),
             **counts,
         )
 

@@ -8,11 +8,12 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ledger.blobs import Blobs, part_key, text_key
 from ledger.jobs import DeadLetter
 from ledger.scripts import Scripts
+from ledger.work import moves
 from registry import spaces
 from registry.chunks import Chunk
 from registry.codecs import unpack_chunks
@@ -37,7 +38,8 @@ class PartRecord:
     bytes: int
     seconds: float
     worker: str
-    notes: dict[str, Any] = field(default_factory=dict)
+    #: What it took, by the names of `ledger.work.QUANTITIES`.
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,9 @@ class Steps:
         `lost` of its chunks were not written: what they were to update had gone. Their producer looks again.
         """
         letters = {letter.id: json.dumps(asdict(letter)) for letter in dead}
+        moved: dict[str, float] = {}
+        for model, part in taken.parts.items():
+            moved |= moves(model, part.worker, part.notes)
         outcome = self._run(
             "close",
             taken.batch,
@@ -258,6 +263,7 @@ class Steps:
             truncated,
             json.dumps(letters),
             lost,
+            json.dumps(moved),
         )
         self._blobs.delete(taken.batch, [taken.text, *(taken.part_key(model) for model in taken.parts)])
         return bool(outcome[0] == "done")

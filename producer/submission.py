@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ledger.jobs import DeadLetter, Job, State
 from ledger.steps import Full, Kind
+from ledger.work import Work, since
 from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
 from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
@@ -88,6 +89,8 @@ class Summary:
     prune_note: str = ""
     #: After a migration, by named vector of the plan: points of the collection that lack it.
     lacking: dict[str, int] = field(default_factory=dict)
+    #: What each worker did for it meanwhile; its device's share of `seconds` is `device_busy`.
+    workers: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -124,6 +127,7 @@ class Submission:
         self._looked = 0.0
         self._seen: Job | None = None
         self._base = 0
+        self._worked: tuple[Work, ...] = ()
         self._next = 0
         self._limit = 0
         self.progress = Progress()
@@ -202,6 +206,7 @@ class Submission:
             pruned=pruned,
             prune_note=prune_note,
             lacking=lacking,
+            workers=[one.summary(seconds) for one in since(last.work, self._worked)],
         )
 
     def _migrated(self) -> Job:
@@ -277,7 +282,7 @@ class Submission:
             self._start_anew()
         job = self._look(job.id, force=True)
         # What an earlier run staged is found in the collection by the coming pass.
-        self._base, self._next = job.done, job.next
+        self._base, self._next, self._worked = job.done, job.next, job.work
         self.progress.done = 0
         return job
 

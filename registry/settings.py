@@ -68,8 +68,9 @@ class Settings(BaseSettings):
     tf32: bool = False
     #: CPU threads of a forward pass; 0: all cores this process may use.
     threads: int = Field(default=0, ge=0)
-    #: Padded tokens of a micro-batch; 0: the model's own number, or less where the device once had no memory
-    #: for that (`budgets.json` in the data directory). What is set here is neither remembered nor forgotten.
+    #: Padded tokens of a micro-batch; 0: what a worker's first start finds fastest on its device, or less
+    #: where that once had no memory for it (`budgets.json` in the data directory). What is set here is
+    #: neither remembered nor forgotten.
     micro_batch_tokens: int = Field(default=0, ge=0)
     #: Serve made-up vectors, in spaces of their own (tests, rehearsals).
     fake_encoders: bool = False

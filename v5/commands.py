@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("producer.cli.search:get", "Show points as they stand."),
     "models": ("worker.cli.models:models", "Show the V5 models; check and prove their weights."),
     "flower": ("worker.cli.flower:flower", "Serve Flower, the web page of Celery, for this fleet."),
+    "metrics": ("worker.cli.metrics:metrics", "Print or serve the fleet's numbers for Prometheus."),
     "doctor": ("worker.cli.doctor:doctor", "Check what is configured, reachable and wrong."),
 }
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from ledger.alive import Process
 from ledger.rates import Rate, rated_as
 from ledger.steps import PartRecord, Taken, space_mark
+from ledger.work import QUANTITIES
 from registry import spaces
 from registry.codecs import Part, pack_part
 from registry.errors import DeviceFailed, GoldenMismatch, SpaceMismatch, UsageError
@@ -21,11 +22,13 @@ from registry.names import QUEUE_AGGREGATE, TASK_EMBED, TASK_EMBED_QUERY, embed_
 from registry.progress import Turn
 from registry.settings import Settings
 from worker.answers import Answers
+from worker.counters import Counters
 from worker.edge import Abandoned
 from worker.encoders.base import Encoder, Side
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.encoders.loop import PROBE
+from worker.encoders.probe import probe
 from worker.golden_gate import GoldenGate
 from worker.isolation import Gate, Isolation
 from worker.licence import notice
@@ -67,6 +70,7 @@ class EmbedWorker(FleetProcess):
         self._answers = Answers(self.ledger, process)
         self._isolation = Isolation(self.ledger.steps, settings.lease_seconds, self.stopping)
         self._pace = Pace(self._note_rate)
+        self._counters = Counters()
 
     def register(self) -> None:
         """Bulk steps and queries."""
@@ -83,6 +87,8 @@ class EmbedWorker(FleetProcess):
         kinds = [output.kind for output in spec.outputs]
         encoder = load_encoder(self.model, self.model_task, self.settings, kinds, **self._served)
         warm_up(encoder, kinds)
+        if not self.settings.made_up:
+            probe(encoder, kinds)
         gate = GoldenGate(encoder, kinds, self.ledger.goldens, self._device, self.settings.golden_batches)
         gate.enter()
         self.encoder, self._gate = encoder, gate
@@ -102,7 +108,8 @@ class EmbedWorker(FleetProcess):
 
     def _embed(self, **arguments: Any) -> str:
         self._isolation.say()
-        return self.edge.run(arguments, self._work)
+        with self._counters.work.running():
+            return self.edge.run(arguments, self._work)
 
     def _work(self, taken: Taken) -> str:
         """One part: chunks in, vectors out, recorded."""
@@ -134,7 +141,10 @@ class EmbedWorker(FleetProcess):
             bytes=len(blob),
             seconds=round(time.monotonic() - began, 4),
             worker=self.process.id,
+            notes={"chunks": len(texts)}
+            | {name: part.notes[name] for name in QUANTITIES if name in part.notes},
         )
+        self._counters.add(chunks=len(texts))
         if self.ledger.steps.record(taken, mark, record):
             self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
         if not taken.vanished:
@@ -146,13 +156,21 @@ class EmbedWorker(FleetProcess):
     ) -> Part:
         """The part of a batch: beside whatever else this process is at, or one chunk at a time, which says
         nothing of this worker's rate."""
-        through = partial(encode, encoder, side="document", kinds=kinds, device_lock=self._device)
+        through = partial(
+            encode, encoder, side="document", kinds=kinds, device_lock=self._device, counters=self._counters
+        )
         if taken.vanished:
             with self._isolation.singly(taken, len(texts), lambda: through([PROBE])) as singly:
                 return through(texts, should_stop=self.stopping.is_set, singly=singly)
         with self._isolation.gate.shared(), self._pace.working():
             renewal = _Renewal(self, taken, self._isolation.gate)
             return through(texts, should_stop=self.stopping.is_set, on_progress=renewal)
+
+    def refresh(self) -> None:
+        """See FleetProcess.refresh."""
+        if self.encoder is not None:
+            budget = {"micro_batch_tokens": self.encoder.budget.tokens}
+            self.change(counters=self._counters.totals() | budget)
 
     def _note_budget(self) -> None:
         """Let `v5 ps` say that less goes through at once than was meant to."""
@@ -188,7 +206,14 @@ class EmbedWorker(FleetProcess):
             with self._gated() as gate:
                 gate.enter()
             try:
-                part = encode(encoder, texts, cast("Side", side), kinds, device_lock=self._device)
+                part = encode(
+                    encoder,
+                    texts,
+                    cast("Side", side),
+                    kinds,
+                    device_lock=self._device,
+                    counters=self._counters,
+                )
             except DeviceFailed as error:
                 self.give_up(str(error))
                 raise

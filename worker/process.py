@@ -62,6 +62,9 @@ class FleetProcess:
     def release(self) -> None:
         """Let go of what `prepare` took; called once, at the end."""
 
+    def refresh(self) -> None:
+        """Bring the process' description of itself up to date; called before each sign of life."""
+
     def register(self) -> None:
         """Register the process' tasks."""
         raise NotImplementedError
@@ -185,6 +188,7 @@ class FleetProcess:
         looked = time.monotonic()
         while not self.stopping.wait(self.settings.alive_seconds / 3):
             try:
+                self.refresh()
                 self.ledger.alive.announce(self.process)
             except V5Error as error:
                 log.warning("could not announce: %s", error)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object, lost
+-- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object, lost, amounts by field of the job as a JSON object
 -- After the store's acknowledgement: ends the batch and moves the job's totals, once.
 local batch = ARGV[1]
 local key = batch_key(batch)
@@ -19,6 +19,7 @@ end
 redis.call('HINCRBY', about, 'tokens_seen', ARGV[3])
 redis.call('HINCRBY', about, 'tokens_kept', ARGV[4])
 redis.call('HINCRBY', about, 'truncated', ARGV[5])
+for field, amount in pairs(cjson.decode(ARGV[8])) do redis.call('HINCRBYFLOAT', about, field, amount) end
 redis.call('HSET', about, 'moved', now)
 finish_if_done(job, now)
 return { 'done' }

@@ -10,6 +10,7 @@ import click
 
 from ledger.jobs import Job
 from ledger.ledger import Ledger
+from ledger.work import told
 from producer.cli.meter import Meter
 from producer.cli.submit import EXIT_DEAD
 from producer.submission import LOOK, Progress
@@ -96,6 +97,8 @@ def watch(job: str, as_json: bool) -> None:
         print_json({"event": "end", **seen.summary()})
     else:
         click.echo(f"job {job}: {_state(seen)}, {seen.done} chunks stored, {seen.dead} dead letters")
+        for one in seen.work:
+            click.echo(f"  {told(one.summary(seen.seconds))}")
     if seen.state != "done":
         sys.exit(1)
     sys.exit(EXIT_DEAD if seen.dead else 0)

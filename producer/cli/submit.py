@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ledger.work import told
 from producer.announcement import Announcement
 from producer.cli.detach import detach_submission
 from producer.cli.dry_run import dry_run as tell_forecast
@@ -232,6 +233,8 @@ def tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
         f"job {summary.job}: {summary.done} chunks embedded and stored in {summary.seconds:.1f} s "
         f"({summary.chunks_per_second:.0f}/s), {summary.skipped} already there, {summary.dead} dead letters"
     )
+    for row in summary.workers:
+        click.echo(f"  {told(row)}")
     if summary.ignored:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.ignored_reasons.items()))
         click.echo(f"left out: {reasons}")

@@ -12,6 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.fleet
 
+MODELS = ("qdrant-minilm-onnx", "all-miniLM-l6")
+
 
 def running_in(data_dir: Path) -> list[str]:
     """Command lines of processes whose environment names this data directory, or that serve it."""
@@ -47,11 +49,13 @@ def test_up_returns_when_all_are_ready_and_down_leaves_none(fake_fleet: Any) -> 
 def test_what_is_stored_outlives_down_and_up(fake_fleet: Any, corpus: Callable[..., Path]) -> None:
     path = corpus(40)
     fake_fleet.up()
-    fake_fleet.ok("submit", str(path), "-c", "c")
+    end = fake_fleet.ok("submit", str(path), "-c", "c")
+    assert {row["model"]: row["chunks"] for row in end["workers"]} == dict.fromkeys(MODELS, 40)
     fake_fleet.ok("down")
     fake_fleet.up()
     assert fake_fleet.ok("verify", str(path), "-c", "c")["present"] == 40
-    assert fake_fleet.ok("submit", str(path), "-c", "c")["skipped"] == 40
+    again = fake_fleet.ok("submit", str(path), "-c", "c")
+    assert (again["skipped"], again["workers"]) == (40, [])
     assert len(fake_fleet.ok("jobs")) == 2
 
 

@@ -8,6 +8,7 @@ from ledger.blobs import part_key
 from ledger.jobs import DeadLetter, Job
 from ledger.ledger import Ledger
 from ledger.steps import Full, PartRecord, Refused, Taken, space_mark
+from ledger.work import since
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.errors import BlobLost, JobClosed, LedgerRewound, SpaceMismatch
@@ -269,3 +270,32 @@ def test_every_blob_has_a_ttl(ledger: Ledger, job: Job) -> None:
     keys = ledger.redis.keys("v5:blob:*")
     assert len(keys) == 2
     assert all(ledger.redis.ttl(key) > 3600 for key in keys)
+
+
+def test_what_each_worker_did_moves_with_its_batch_once(ledger: Ledger, job: Job) -> None:
+    def record(taken: Taken, worker: str, seconds: float) -> None:
+        ledger.steps.put_part(taken, b"vectors")
+        model = taken.step.removeprefix("embed.")
+        notes = {"chunks": 3, "forward_seconds": seconds, "useful_tokens": 90, "padded_tokens": 100}
+        part = PartRecord(taken.token, 1, 9.0, worker, notes)
+        ledger.steps.record(taken, space_mark(taken.plan, model), part)
+        ledger.steps.record(taken, space_mark(taken.plan, model), part)
+
+    for n, pid in enumerate((7, 8)):
+        stage(ledger, job, n)
+        record(take(ledger, job, FIRST, n), f"w1@host:{pid}", 0.25)
+        record(take(ledger, job, SECOND, n), f"w2@host:{pid}", 4.0)
+        assert len(ledger.jobs.get(job.id).work) == 2 * n
+        taken = take(ledger, job, "aggregate", n)
+        assert [ledger.steps.close(taken, 3, 0, 0, 0, []) for _ in range(2)] == [True, False]
+    first, second = ledger.jobs.get(job.id).work
+    assert (first.worker, first.model, first.chunks, first.forward_seconds) == ("w1@host", MODELS[0], 6, 0.5)
+    assert (second.worker, second.forward_seconds, second.padding_waste) == (
+        "w2@host",
+        8.0,
+        pytest.approx(0.1),
+    )
+    (row, _) = ledger.jobs.get(job.id).summary()["workers"]
+    assert row["device_busy"] * ledger.jobs.get(job.id).seconds * 1.01 >= 0.5
+    assert second.summary(10.0)["device_busy"] == 0.8
+    assert since([first, second], [first]) == [second]

@@ -98,6 +98,8 @@ def down(as_json: bool) -> None:
 def ps(as_json: bool) -> None:
     """Show the fleet's processes, on this and on other machines, and what waits in its queues.
 
+    `busy` is the device's share of the time in which a worker had work, since it started.
+
     \b
     Example:
       v5 ps
@@ -113,16 +115,23 @@ def ps(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("process", "host", "pid", "device", "condition", "restarts", "note"):
+    for heading in ("process", "host", "pid", "device", "busy", "condition", "restarts", "note"):
         table.add_column(heading, no_wrap=heading == "process")
     for row in report["processes"]:
         table.add_row(
-            row["name"], row["host"], str(row["pid"]), row["device"] or "–", row["condition"],
+            row["name"], row["host"], str(row["pid"]), row["device"] or "–", _busy(row), row["condition"],
             "–" if row["restarts"] is None else str(row["restarts"]), row["note"],
         )  # fmt: skip
     Console().print(table)
     for queue, depth in report["steps"].items():
         click.echo(f"{queue}: {depth} steps to do")
+
+
+def _busy(row: dict[str, Any]) -> str:
+    """How much of the time in which a worker had work its device was busy."""
+    counters = row.get("counters") or {}
+    working = counters.get("working_seconds", 0)
+    return f"{min(counters['busy_seconds'] / working, 1):.0%}" if working else "–"
 
 
 def _report(settings: Settings) -> dict[str, Any]:

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 FLOOR = 64
 #: Name of the file of learned budgets in the data directory.
 FILE = "budgets.json"
+#: What is added to a name for what a probe found, before memory was short.
+FASTEST = ", fastest"
 
 
 class Budget:
@@ -37,11 +39,16 @@ class Budget:
         self.widest = 0
         #: Called when the budget was lowered.
         self.told: Callable[[], None] = lambda: None
+        #: Whether there is nothing to find out by a probe.
+        self.known = learned is None
         self._name = name
         self._learned = learned
-        self._first = tokens
         self._lock = threading.Lock()
+        if learned is not None and (fastest := learned.get(name + FASTEST)):
+            self.tokens, self.known = fastest, True
+        self._first = tokens = self.tokens
         if learned is not None and 0 < (found := learned.get(name)) < tokens:
+            self.known = True
             self.tokens = found
             logger.warning(
                 "%s: micro-batches of %d tokens instead of %d, as more did not fit into memory (%s)",
@@ -54,6 +61,13 @@ class Budget:
         if self.tokens == self._first:
             return ""
         return f"out of memory: micro-batches of {self.tokens} tokens instead of {self._first}"
+
+    def settle(self, tokens: int) -> None:
+        """Take what a probe found to be fastest; remembered for the next start."""
+        self.tokens = self._first = tokens
+        self.known = True
+        if self._learned is not None:
+            self._learned.note(self._name + FASTEST, tokens)
 
     def lower(self, tried: int) -> None:
         """Halve the budget, unless it is no longer `tried`: of two threads that found it too large, one
@@ -75,7 +89,7 @@ def budget_of(
     spec: ModelSpec, settings: Settings, tokens: int, *, hardware: str, dtype: str, backend: str
 ) -> Budget:
     """The budget of an encoder: as set by hand, else what was learned on such a device, else `tokens`, the
-    encoder's own."""
+    encoder's own, until a probe knows better."""
     if settings.micro_batch_tokens:
         return Budget(settings.micro_batch_tokens, f"{spec.name} on {hardware}")
     model = "/".join(filter(None, [spec.name, spec.variant, "made-up" if settings.made_up else ""]))
@@ -84,7 +98,8 @@ def budget_of(
 
 
 class LearnedBudgets:
-    """A file of budgets that were lowered, by model, dtype, backend and device: `{name: padded tokens}`.
+    """A file of budgets by model, dtype, backend and device, `{name: padded tokens}`: those that were
+    lowered and, with `FASTEST` after the name, those that a probe found.
 
     Shared by a machine's processes, and no more than a help: without it each finds out again.
     """

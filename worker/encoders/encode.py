@@ -14,6 +14,7 @@ import numpy.typing as npt
 from registry.codecs import Dense, Multi, Part, Sparse, Vectors
 from registry.errors import EncodeError, V5Error
 from registry.models import MAX_MULTIVECTOR_VALUES, OutputKind
+from worker.counters import Counters
 from worker.encoders.base import Encoder, MicroBatch, Prepared, Side
 from worker.encoders.loop import Loop, Work
 from worker.encoders.truncation import Windows
@@ -57,7 +58,7 @@ class _Texts(Loop):
         short = ""
         groups = None
         try:
-            prepared = self.work.encoder.prepare([self.texts[row] for row in rows], self.work.side)
+            prepared = self.work.prepare([self.texts[row] for row in rows])
         except MemoryError as error:
             short = str(error)
         except Exception as error:
@@ -153,6 +154,7 @@ class _Texts(Loop):
         notes = {
             **asdict(work.encoder.numerics),
             "forward_seconds": round(work.forward_seconds, 6),
+            "tokenise_seconds": round(work.tokenise_seconds, 6),
             "useful_tokens": work.useful_tokens,
             "padded_tokens": work.padded_tokens,
         }
@@ -233,6 +235,7 @@ def encode(
     on_progress: Callable[[], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     singly: Singly | None = None,
+    counters: Counters | None = None,
 ) -> Part:
     """Vectors of `texts`, in their order.
 
@@ -251,6 +254,8 @@ def encode(
         on_progress: called after each micro-batch; what it raises ends the call (a lost lease).
         should_stop: asked before each micro-batch.
         singly: if given, the texts go through one at a time; the vectors are the same.
+        counters: the worker's; the notes' `forward_seconds` are then this call's share of the time in which
+            any call of the worker had the device.
 
     Raises InfrastructureError, Stopped, and whatever `on_progress` raises.
     """
@@ -259,7 +264,8 @@ def encode(
         if should_stop is not None and should_stop():
             raise Stopped(f"{encoder.model}: stopped between two micro-batches")
 
-    work = Work(encoder, side, tuple(kinds), device_lock, before, on_progress or (lambda: None))
+    after = on_progress or (lambda: None)
+    work = Work(encoder, side, tuple(kinds), device_lock, before, after, counters or Counters())
     run = _Texts(work, texts)
     if singly is not None:
         for row in singly.order:

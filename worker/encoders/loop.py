@@ -8,14 +8,15 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 from registry.codecs import Vectors
 from registry.errors import DeviceFailed, EncodeError, InfrastructureError
 from registry.models import OutputKind
-from worker.encoders.base import Encoder, MicroBatch, Side
+from worker.counters import Counters
+from worker.encoders.base import Encoder, MicroBatch, Prepared, Side
 from worker.encoders.check import check_vectors
 
 #: A reason for a rejection is cut to this many characters: it travels, and may quote the text.
@@ -37,21 +38,39 @@ class Work:
     #: Called before and after each micro-batch; what they raise ends the call.
     before: Callable[[], None]
     after: Callable[[], None]
+    #: Shared by all calls of a worker.
+    counters: Counters = field(default_factory=Counters)
     useful_tokens: int = 0
     padded_tokens: int = 0
+    #: Time on the device; where calls share it, each moment counts for one of them.
     forward_seconds: float = 0.0
+    tokenise_seconds: float = 0.0
     #: Passes for which there was too little memory.
     short: int = 0
 
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        """Texts made ready for the device."""
+        begun = time.perf_counter()
+        try:
+            return self.encoder.prepare(texts, self.side)
+        finally:
+            seconds = time.perf_counter() - begun
+            self.tokenise_seconds += seconds
+            self.counters.add(tokenise_seconds=seconds)
+
     def run(self, batch: MicroBatch) -> dict[OutputKind, Vectors]:
         """One micro-batch through the device; its vectors, checked."""
-        with self.device_lock:
-            begun = time.perf_counter()
-            raw = self.encoder.forward(batch)
-            self.forward_seconds += time.perf_counter() - begun
+        with ExitStack() as on_device:
+            with self.device_lock:
+                on_device.enter_context(self.counters.device.running())
+                raw = self.encoder.forward(batch)
+                if not _asynchronous(self.encoder):
+                    on_device.close()
+            vectors = self.encoder.finish(batch, raw, self.kinds)
+        self.forward_seconds += self.counters.device.take()
         self.useful_tokens += batch.useful_tokens
         self.padded_tokens += batch.padded_tokens
-        vectors = self.encoder.finish(batch, raw, self.kinds)
+        self.counters.add(useful_tokens=batch.useful_tokens, padded_tokens=batch.padded_tokens)
         self.check(vectors, len(batch.rows))
         budget = self.encoder.budget
         budget.widest = max(budget.widest, width_of(batch))
@@ -60,6 +79,7 @@ class Work:
     def relieve(self) -> None:
         """After a MemoryError, and once nobody holds it any more: give back what the pass took."""
         self.short += 1
+        self.counters.add(out_of_memory=1)
         gc.collect()
         with self.device_lock:
             self.encoder.free()
@@ -70,7 +90,7 @@ class Work:
         # Room for a prompt, the special tokens and the probe itself.
         more = min(tokens, self.encoder.budget.widest) - 32
         try:
-            for batch in self.encoder.prepare([PROBE + " the" * more], self.side).micro_batches:
+            for batch in self.prepare([PROBE + " the" * more]).micro_batches:
                 self.run(batch)
             return
         except Exception as error:
@@ -220,6 +240,12 @@ class Loop(ABC):
         if self._shortage and row in self._shortage.waiting:
             self._shortage.rejected = True
             self._through([row])
+
+
+def _asynchronous(encoder: Encoder) -> bool:
+    """Whether a pass only starts in `forward`: torch returns from it long before a GPU is done, which shows
+    when `finish` fetches the results. onnxruntime waits."""
+    return encoder.numerics.device != "cpu" and encoder.numerics.backend != "onnxruntime"
 
 
 def width_of(batch: MicroBatch) -> int:
