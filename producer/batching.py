@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from producer.draft import payload_bytes, text_bytes
+from producer.draft import text_bytes
 from producer.problem import Problem
 from registry.chunks import Chunk
 from registry.settings import Settings
@@ -31,7 +31,7 @@ def windows(items: Iterable[Chunk | Problem], settings: Settings) -> Iterator[Wi
         if isinstance(item, Problem):
             window.problems.append(item)
         else:
-            size = text_bytes(item.text) + payload_bytes(item.payload)
+            size = text_bytes(item.text) + len(item.body)
             if window.chunks and held + size > settings.window_bytes:
                 yield window
                 window, held = Window(), 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ PIPE_LABEL = "-"
 #: Names of JSON Lines files.
 JSON_LINES_NAME = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 
-#: Integers of this many digits may not fit 64 bits.
-_LONG_INTEGER = re.compile(r"[0-9]{19}")
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+#: Integers of this many digits may not fit 64 bits: told by their run of zeros once every digit is one.
+_LONG_INTEGER = b"0" * 19
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +81,19 @@ def finish(draft: Draft, max_chunk_bytes: int) -> Chunk | Problem:
             f"text of {size} bytes is over the limit of {max_chunk_bytes}; "
             "cut it, or raise V5_MAX_CHUNK_BYTES"
         )
+    chunk = Chunk(identity, text, draft.payload, draft.path)
     try:
-        payload, body = _storable(draft.payload)
-        size = len(body) if body.isascii() else len(body.encode())
+        body = chunk.body.encode()
+        if _is_suspicious(body):
+            chunk = Chunk(identity, text, _mended(draft.payload, 1), draft.path)
+            body = chunk.body.encode()
     except UnicodeEncodeError:
         return rejected("the payload is not valid Unicode (a lone surrogate)")
     except (_TooDeep, RecursionError):
         return rejected(f"the payload is nested deeper than {MAX_PAYLOAD_DEPTH} levels")
-    if size > MAX_PAYLOAD_BYTES:
-        return rejected(f"payload of {size} bytes is over the limit of {MAX_PAYLOAD_BYTES}; shrink it")
-    return Chunk(identity, text, payload, draft.path)
+    if len(body) > MAX_PAYLOAD_BYTES:
+        return rejected(f"payload of {len(body)} bytes is over the limit of {MAX_PAYLOAD_BYTES}; shrink it")
+    return chunk
 
 
 def text_bytes(text: str) -> int:
@@ -99,22 +101,14 @@ def text_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def payload_bytes(payload: dict[str, Any]) -> int:
-    """Length of a finished chunk's payload as JSON, in characters: near enough to bytes to bound memory."""
-    return len(_encode(payload))
-
-
-def _storable(payload: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The payload as the store can hold it, and its JSON; walked only where the JSON looks suspicious."""
-    try:
-        body = _encode(payload)
-    except ValueError:
-        body = ""
-    brackets = body.count("{") + body.count("[")
-    if body and brackets <= MAX_PAYLOAD_DEPTH and not _LONG_INTEGER.search(body):
-        return payload, body
-    mended: dict[str, Any] = _mended(payload, 1)
-    return mended, _encode(mended)
+def _is_suspicious(body: bytes) -> bool:
+    """Whether a payload of that JSON may hold what the store cannot, so that it is worth a walk."""
+    return (
+        body.count(b"{") + body.count(b"[") > MAX_PAYLOAD_DEPTH
+        or b"NaN" in body
+        or b"Infinity" in body
+        or _LONG_INTEGER in body.translate(_ZEROS)
+    )
 
 
 def _mended(value: Any, depth: int) -> Any:

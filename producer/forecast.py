@@ -13,7 +13,7 @@ from ledger.rates import Rate, rated_as
 from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
 from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
-from producer.draft import payload_bytes, text_bytes
+from producer.draft import text_bytes
 from producer.problem import Problem
 from registry import footprint
 from registry.chunks import Chunk
@@ -211,9 +211,7 @@ def _add(found: Forecast, batch: list[Chunk], names: Sequence[str]) -> None:
     found.batches += 1
     found.text_bytes += text
     found.packed_bytes += packed
-    found.payload_bytes += text + sum(
-        payload_bytes(chunk.payload) + len(chunk.source) + _OWN_PAYLOAD for chunk in batch
-    )
+    found.payload_bytes += text + sum(len(chunk.body) + len(chunk.source) + _OWN_PAYLOAD for chunk in batch)
     found.largest_batch = max(found.largest_batch, reserved)
 
 

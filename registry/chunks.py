@@ -15,11 +15,19 @@ NAMESPACE = uuid.UUID("5f1c3b0e-7a44-5d6f-9c55-56350f1ee700")
 #: Payload keys the store writes itself; a corpus that brings one finds it under `metadata`.
 RESERVED_KEYS = frozenset({"text", "content_hash", "v5"})
 
+#: One form for hashing, measuring and sending, so that a payload is encoded once.
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
 
 def chunk_id(given: str | None, path: str = "", ordinal: int = 0) -> str:
     """The deterministic id of a chunk: UUIDv5 of the given id, else of path and ordinal."""
     name = f"id\x00{given}" if given is not None else f"path\x00{path}\x00{ordinal}"
-    return str(uuid.uuid5(NAMESPACE, name))
+    # As `uuid.uuid5`, which takes six times as long.
+    digest = bytearray(hashlib.sha1(NAMESPACE.bytes + name.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,17 @@ class Chunk:
         return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
 
     @cached_property
+    def body(self) -> str:
+        """The payload as JSON, its keys sorted, without spaces."""
+        return _canonical(self.payload)
+
+    @cached_property
     def payload_hash(self) -> str:
         """128-bit BLAKE2b of text, payload and source, hex: where only this differs, only the payload is
         written. With the source, a chunk that moved to another file is that file's from then on."""
-        body = json.dumps(self.payload, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         # No JSON holds a NUL, so that nothing of a payload can pass for a source.
         source = f"\x00{self.source}" if self.source else ""
-        return hashlib.blake2b(f"{self.content_hash}{body}{source}".encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(f"{self.content_hash}{self.body}{source}".encode(), digest_size=16).hexdigest()
 
     @property
     def where(self) -> str:

@@ -38,6 +38,8 @@ MAX_FRAME_BYTES = 1 << 30
 #: zstd level 1: code text shrinks to about 0.28 at memory speed; higher levels cost more than they save.
 _LEVEL = 1
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
 Kind = Literal["json", "chunks", "vectors"]
 _KINDS: dict[Kind, int] = {"json": 1, "chunks": 2, "vectors": 3}
 
@@ -100,9 +102,11 @@ def _json(body: bytes) -> Any:
 
 def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
     """Frame a batch's chunks."""
-    rows = [[chunk.id, chunk.text, chunk.payload, chunk.source] for chunk in chunks]
-    body = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
-    return seal("chunks", body, compress=True)
+    rows = (
+        f"[{_encode(chunk.id)},{_encode(chunk.text)},{chunk.body},{_encode(chunk.source)}]"
+        for chunk in chunks
+    )
+    return seal("chunks", f"[{','.join(rows)}]".encode(), compress=True)
 
 
 def unpack_chunks(blob: bytes) -> list[Chunk]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ LANGUAGES = {
 }  # fmt: skip
 
 
+@lru_cache(1024)
 def language_of(path: str) -> str | None:
     """The language that a file's name suggests; None where it says nothing."""
     return LANGUAGES.get(PurePath(path).suffix.lower())

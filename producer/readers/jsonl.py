@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from io import BufferedReader
+from typing import Any
 
 from producer.draft import Draft, place
 from producer.problem import Problem
@@ -65,17 +66,22 @@ def _lines(stream: gzip.GzipFile | BufferedReader) -> Iterator[bytes]:
 
 
 def _draft(file: CorpusFile, number: int, line: bytes) -> Draft | Problem:
-    where = place(file.label, number)
+    record = _record(line)
+    if isinstance(record, str):
+        return Problem(place(file.label, number), record)
+    return draft_of(file.label, number, record, "line")
+
+
+def _record(line: bytes) -> dict[str, Any] | str:
+    """The object of a line, or why there is none."""
     if len(line) > MAX_LINE_BYTES:
-        return Problem(where, f"line over the limit of {MAX_LINE_BYTES} bytes")
+        return f"line over the limit of {MAX_LINE_BYTES} bytes"
     try:
         record = _decode(line.decode())
     except UnicodeDecodeError as error:
-        return Problem(where, f"not valid UTF-8: byte {error.start} of the line")
+        return f"not valid UTF-8: byte {error.start} of the line"
     except RecursionError:
-        return Problem(where, "JSON nested too deeply")
+        return "JSON nested too deeply"
     except ValueError as error:
-        return Problem(where, f"not JSON: {error}")
-    if not isinstance(record, dict):
-        return Problem(where, 'not an object like {"text": …}')
-    return draft_of(file.label, number, record, "line")
+        return f"not JSON: {error}"
+    return record if isinstance(record, dict) else 'not an object like {"text": …}'

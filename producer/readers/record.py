@@ -20,15 +20,14 @@ def draft_of(label: str, ordinal: int, record: dict[str, Any], position: str) ->
     go to `metadata`. `path` is the record's own, else the file's, then with the ordinal under the key
     `position`.
     """
-    where = place(label, ordinal)
     try:
         given = given_id(record.pop("id", None))
     except ValueError as error:
-        return Problem(where, str(error))
+        return Problem(place(label, ordinal), str(error))
     text = record.pop("text", None)
     metadata = record.pop("metadata", None)
     if metadata is not None and not isinstance(metadata, dict):
-        return Problem(where, "metadata is not an object")
+        return Problem(place(label, ordinal), "metadata is not an object")
     payload = merged(record, metadata)
     path = payload.get("path")
     if not isinstance(path, str) or not path:

@@ -34,6 +34,19 @@ def test_a_repeated_id_is_told_with_its_first_place(text, monkeypatch):
     seen.close()
 
 
+@pytest.mark.parametrize("bits", [8, 1 << 12, duplicates._FILTER_BITS])
+def test_every_id_is_new_once_however_full_the_filter_is(bits, monkeypatch):
+    monkeypatch.setattr(duplicates, "_FILTER_BITS", bits)
+    monkeypatch.setattr(duplicates, "_PENDING", 100)
+    seen = SeenIds()
+    assert all(seen.add(chunk(number), "a.jsonl", number) is None for number in range(950))
+    assert all(
+        seen.add(chunk(number), "b.jsonl", 0) == SeenAt("a.jsonl", number, True) for number in range(950)
+    )
+    assert len(seen._pending) < 100
+    seen.close()
+
+
 def test_a_full_disk_is_infrastructure_and_says_what_to_do(seen):
     seen._db.execute("PRAGMA max_page_count = 8")
 
