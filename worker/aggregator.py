@@ -61,12 +61,13 @@ MIGRATION_LOCK = 60.0
 
 
 class Aggregator(FleetProcess):
-    """Threads write different batches at once; requests to the store are taken before them."""
+    """Threads write different batches at once; requests to the store have threads of their own."""
 
     threads = 3
+    answering = 4
 
     def __init__(self, settings: Settings, name: str = "aggregator") -> None:
-        super().__init__(settings, Process(kind="aggregator", name=name), [QUEUE_STORE, QUEUE_AGGREGATE])
+        super().__init__(settings, Process(kind="aggregator", name=name), [QUEUE_AGGREGATE], [QUEUE_STORE])
         self.store: Store | None = None
         self._records: GoldenRecords | None = None
         self._numbers: NumericsRecords | None = None
@@ -79,9 +80,9 @@ class Aggregator(FleetProcess):
 
     def register(self) -> None:
         """Aggregate steps and the requests to the store."""
-        self.task(TASK_AGGREGATE, self._aggregate)
+        self.task(TASK_AGGREGATE, QUEUE_AGGREGATE, self._aggregate)
         for operation, work in OPERATIONS.items():
-            self.task(f"{TASK_STORE}.{operation}", self._store_task(operation, work))
+            self.task(f"{TASK_STORE}.{operation}", QUEUE_STORE, self._store_task(operation, work))
 
     def _store_task(
         self, operation: str, work: Callable[[Store, dict[str, Any]], bytes]

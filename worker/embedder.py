@@ -43,8 +43,9 @@ MOST_QUERIES = 64
 
 class EmbedWorker(FleetProcess):
     """Two threads run the steps of neighbouring batches against each other; a lock keeps one forward pass on
-    the device. Queries are taken before bulk work. A batch at which an earlier attempt vanished goes through
-    chunk by chunk, each alone in this process (see `worker.isolation`)."""
+    the device. Queries have threads of their own, and go before the next micro-batch of a step. A batch at
+    which an earlier attempt vanished goes through chunk by chunk, each alone in this process (see
+    `worker.isolation`)."""
 
     threads = 2
 
@@ -66,7 +67,7 @@ class EmbedWorker(FleetProcess):
         self._gate: GoldenGate | None = None
         self._device = Turn()
         process = Process(kind="worker", name=name or f"worker-{model}", model=model, device=settings.device)
-        super().__init__(settings, process, [query_queue(model), embed_queue(model)])
+        super().__init__(settings, process, [embed_queue(model)], [query_queue(model)])
         self._answers = Answers(self.ledger, process)
         self._isolation = Isolation(self.ledger.steps, settings.lease_seconds, self.stopping)
         self._pace = Pace(self._note_rate)
@@ -74,8 +75,8 @@ class EmbedWorker(FleetProcess):
 
     def register(self) -> None:
         """Bulk steps and queries."""
-        self.task(TASK_EMBED, self._embed)
-        self.task(TASK_EMBED_QUERY, self._query)
+        self.task(TASK_EMBED, embed_queue(self.model), self._embed)
+        self.task(TASK_EMBED_QUERY, query_queue(self.model), self._query)
 
     def prepare(self) -> None:
         """Load the model, warm it, hold it against the golden vectors of its spaces."""
@@ -185,7 +186,7 @@ class EmbedWorker(FleetProcess):
         return self._answers.give(arguments, self._embed_texts)
 
     def _embed_texts(self, asked: dict[str, Any]) -> bytes:
-        """Texts of a request to a vectors blob; shares the device with bulk work between micro-batches."""
+        """Texts of a request to a vectors blob; waits for one micro-batch of bulk work at most."""
         texts, side = asked.get("texts"), asked.get("side", "query")
         kinds = cast("Sequence[OutputKind]", asked.get("kinds", ["dense"]))
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
@@ -211,7 +212,7 @@ class EmbedWorker(FleetProcess):
                     texts,
                     cast("Side", side),
                     kinds,
-                    device_lock=self._device,
+                    device_lock=self._device.first,
                     counters=self._counters,
                 )
             except DeviceFailed as error:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NoReturn
 
@@ -22,6 +22,7 @@ from registry.celery_app import make_app
 from registry.envelopes import RefusedMessage
 from registry.errors import InfrastructureError, LedgerFull, V5Error
 from registry.settings import Settings
+from worker import lanes
 from worker.edge import Edge
 from worker.supervised import EXIT_CONFIG, EXIT_GAVE_UP
 from worker.watchdog import Watchdog
@@ -35,18 +36,27 @@ FAREWELL = 10.0
 class FleetProcess:
     """Base of the worker and the aggregator: `prepare` runs before anything is consumed."""
 
-    #: Threads that work on steps at once.
+    #: Threads that work at once on what its queues bring.
     threads: ClassVar[int] = 2
+    #: Further threads for requests, where those have queues of their own.
+    answering: ClassVar[int] = 2
 
-    def __init__(self, settings: Settings, process: Process, queues: list[str]) -> None:
+    def __init__(
+        self, settings: Settings, process: Process, queues: list[str], requests: Sequence[str] = ()
+    ) -> None:
+        """`requests`: queues whose messages wait for nothing that the others bring (see `worker.lanes`)."""
         self.settings = settings
         self.process = process
         self.queues = queues
+        self._requests = tuple(requests)
+        #: By task: the queue that it is taken from.
+        self._queue_of: dict[str, str] = {}
         self.ledger = Ledger(settings)
         self.app = make_app(settings, self._refused)
         self.doorbell = Doorbell(self.app, settings)
         self.edge = Edge(self.ledger, self.doorbell, self.give_up)
-        self.watchdog = Watchdog(settings, queues, self._waiting, self._is_well, self.give_up)
+        together = [queues, self._requests] if requests else [queues]
+        self.watchdog = Watchdog(settings, together, self._waiting, self._is_well, self.give_up)
         self.stopping = threading.Event()
         #: What people should know of it while it serves; shown by `v5 ps`.
         self.remark = ""
@@ -69,13 +79,14 @@ class FleetProcess:
         """Register the process' tasks."""
         raise NotImplementedError
 
-    def task(self, name: str, function: Callable[..., Any]) -> None:
-        """Register a function as a task; its arguments are the message's keyword arguments."""
+    def task(self, name: str, queue: str, function: Callable[..., Any]) -> None:
+        """Register a function as a task; its arguments are the keyword arguments of the queue's messages."""
 
         def watched(**arguments: Any) -> Any:
-            with self.watchdog.working(f"{name} {arguments.get('batch', '')}".rstrip()):
+            with self.watchdog.working(f"{name} {arguments.get('batch', '')}".rstrip(), queue):
                 return function(**arguments)
 
+        self._queue_of[name] = queue
         self.app.task(name=name, ignore_result=True)(watched)
 
     def run(self) -> int:
@@ -89,11 +100,14 @@ class FleetProcess:
             log.warning("%s", forgetful)
         self.register()
         self._install_steps()
+        pool: Any = "threads"
+        if self._requests:
+            pool = lanes.install(self.app, self._requests, self.answering, self._answers_requests)
         self.watchdog.start()
         self._announcer.start()
         worker = self.app.Worker(
             hostname=f"{self.process.name}-{self.process.pid}@{self.process.host}",
-            pool_cls="threads",
+            pool_cls=pool,
             concurrency=self.threads,
             queues=self.queues,
             without_mingle=True,
@@ -201,6 +215,9 @@ class FleetProcess:
         """Set a message aside that was not let in; the consumer has taken it all the same."""
         self.watchdog.received(message.queue)
         self.ledger.refused.add(message, self.process.id)
+
+    def _answers_requests(self, task: str) -> bool:
+        return self._queue_of.get(task) in self._requests
 
     def _is_well(self) -> bool:
         return self.process.condition == "ready"

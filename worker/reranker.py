@@ -41,7 +41,7 @@ class RerankWorker(FleetProcess):
 
     def register(self) -> None:
         """Requests."""
-        self.task(TASK_RERANK, self._rerank)
+        self.task(TASK_RERANK, rerank_queue(self.model), self._rerank)
 
     def prepare(self) -> None:
         """Load the model and prove it with real passes."""

@@ -37,28 +37,30 @@ class Watchdog:
     def __init__(
         self,
         settings: Settings,
-        queues: Sequence[str],
+        queues: Sequence[Sequence[str]],
         waiting: Callable[[str], int],
         is_well: Callable[[], bool],
         give_up: Callable[[str], None],
     ) -> None:
         """
         Parameters:
+            queues: those that the process serves; together those that one consumer takes from.
             waiting: how many messages of a queue nobody has received; raises V5Error where a server that the
                 consumers need is away or full, for then they do not consume.
             is_well: whether the process is ready and consumes.
             give_up: ends the process, with the reason.
         """
         self._settings = settings
-        self._queues = tuple(queues)
+        self._lanes = tuple(frozenset(lane) for lane in queues)
         self._waiting = waiting
         self._is_well = is_well
         self._give_up = give_up
-        self._works: set[Work] = set()
+        #: What tasks are at, and the queue that each was taken from.
+        self._works: dict[Work, str] = {}
         #: Messages received, by queue, and as many as the last look knew of.
-        self._received = dict.fromkeys(self._queues, 0)
+        self._received = dict.fromkeys((queue for lane in queues for queue in lane), 0)
         self._known = self._received.copy()
-        self._was_idle = False
+        self._were_idle: set[frozenset[str]] = set()
         #: Seconds for which messages of a queue waited and this process, idle, took none.
         self._passed_by: dict[str, float] = {}
         self._last: float | None = None
@@ -69,15 +71,15 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def working(self, what: str) -> Iterator[None]:
-        """Around a task; what it is at must go on (see `registry.progress`)."""
+    def working(self, what: str, queue: str) -> Iterator[None]:
+        """Around a task of that queue; what it is at must go on (see `registry.progress`)."""
         work = Work(what)
-        self._works.add(work)
+        self._works[work] = queue
         try:
             with work.watched():
                 yield
         finally:
-            self._works.discard(work)
+            del self._works[work]
 
     def received(self, queue: str) -> None:
         """Note a message that the consumer received."""
@@ -121,24 +123,26 @@ class Watchdog:
     def look(self, seconds: float) -> None:
         """Look whether messages wait that this process should have taken in the last `seconds`.
 
-        An idle consumer is given what comes within a second. What others leave in the queue while this
-        process is busy says nothing.
+        A consumer with nothing to do is given what comes within a second. What others leave in its queues
+        while it is busy says nothing.
         """
         received = self._received.copy()
-        taken = {queue for queue in self._queues if received[queue] != self._known[queue]}
+        taken = {queue for queue in received if received[queue] != self._known[queue]}
         self._known = received
-        idle = self._is_well() and not self._works and not taken
-        was_idle, self._was_idle = self._was_idle, idle
+        busy = taken.union(tuple(self._works.values()))
+        idle = {lane for lane in self._lanes if self._is_well() and not lane & busy}
+        stay_idle = frozenset().union(*(idle & self._were_idle))
+        self._were_idle = idle
         try:
-            waiting = {queue for queue in self._queues if self._waiting(queue)}
+            waiting = {queue for queue in received if self._waiting(queue)}
         except V5Error:
             waiting = set()
-        for queue in self._queues:
+        for queue in received:
             if queue not in waiting or queue in taken:
                 self._passed_by.pop(queue, None)
             elif queue not in self._passed_by:
                 self._passed_by[queue] = 0.0
-            elif idle and was_idle:
+            elif queue in stay_idle:
                 self._passed_by[queue] += seconds
                 if self._passed_by[queue] > self._settings.stuck_seconds:
                     self._end(

@@ -15,6 +15,7 @@ from kombu.transport.redis import Channel
 
 import worker.watchdog
 from registry.console import start_logging
+from registry.names import query_queue
 from registry.settings import load_settings
 from worker.edge import Edge
 from worker.embedder import EmbedWorker
@@ -72,6 +73,19 @@ def crash_on_lost_connection(marker: Path) -> None:
     Channel._brpop_read = crashing
 
 
+def lose_consumer_of_requests(marker: Path) -> None:
+    """Have the first consumer of requests take nothing, as one that a lost connection left behind."""
+    basic_consume = Channel.basic_consume
+
+    def deaf(channel: Channel, queue: str, *arguments: Any, **named: Any) -> Any:
+        if queue == query_queue(MODEL) and not marker.exists():
+            marker.touch()
+            return None
+        return basic_consume(channel, queue, *arguments, **named)
+
+    Channel.basic_consume = deaf
+
+
 def main(faults: list[str], marker: Path) -> int:
     """Serve until a fault, and after it for good."""
     settings = load_settings()
@@ -80,6 +94,8 @@ def main(faults: list[str], marker: Path) -> int:
         hang_in_forward(marker.with_suffix(".hang"), native="native" in faults)
     if "leak" in faults:
         leak_slots(marker.with_suffix(".leak"))
+    if "deaf" in faults:
+        lose_consumer_of_requests(marker.with_suffix(".deaf"))
     if "crash" in faults:
         crash_on_lost_connection(marker.with_suffix(".crash"))
         worker.watchdog.LAST_SECONDS = 3.0

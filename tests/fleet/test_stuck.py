@@ -16,10 +16,11 @@ from celery import Celery
 
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
+from producer.fleet import Fleet
 from registry.celery_app import make_app
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
-from registry.names import embed_queue
+from registry.names import TASK_EMBED_QUERY, embed_queue, query_queue
 from registry.plan import make_plan
 from registry.settings import Settings
 from tests.fleet.faulty_worker import HANG, MODEL
@@ -44,18 +45,20 @@ class Watched:
         self.app = app
         self._doorbell = Doorbell(app, settings)
         self._batch = ""
+        self._jobs = 0
 
     def ready(self) -> bool:
         """Whether the process that runs now consumes."""
         living = {p.pid: p.condition for p in self.ledger.alive.list()}
         return bool(self.child.pid) and living.get(self.child.pid) == "ready"
 
-    def stage(self, text: str = "text") -> None:
-        """Open a batch of one chunk and ring for it."""
+    def stage(self, text: str = "text", count: int = 1) -> None:
+        """Open a batch of `count` chunks, in a job of its own, and ring for it."""
         plan = make_plan(primary=MODEL, fake=True)
-        job, _ = self.ledger.jobs.open("c", plan, ["src"])
-        blob = pack_chunks([Chunk(chunk_id("1"), text)])
-        self.ledger.steps.stage(job.id, plan, 0, "upsert", list(plan.models), 1, blob, 10, 1 << 30)
+        self._jobs += 1
+        job, _ = self.ledger.jobs.open(f"c{self._jobs}", plan, ["src"])
+        blob = pack_chunks([Chunk(chunk_id(str(i)), text) for i in range(count)])
+        self.ledger.steps.stage(job.id, plan, 0, "upsert", list(plan.models), count, blob, 10, 1 << 30)
         self._batch = f"{job.id}.0"
         self._doorbell.ring(self._batch, QUEUE)
 
@@ -66,6 +69,11 @@ class Watched:
     def waiting(self) -> int:
         """Messages that nobody has received."""
         return self._doorbell.waiting(QUEUE)
+
+    def leased(self) -> int:
+        """Batches that a worker is at."""
+        keys = self.ledger.redis.keys("v5:batch:*")
+        return sum(self.ledger.redis.hexists(key, f"lease:{QUEUE}") for key in keys)
 
     def done(self) -> bool:
         """Whether the batch's part is recorded."""
@@ -133,6 +141,25 @@ def test_a_worker_whose_slots_have_leaked_answers_pings_and_is_replaced(
     assert f"taken nothing of {QUEUE}" in worker.log()
     eventually(worker.done, 60)
     assert worker.child.restarts == 1
+
+
+def test_a_consumer_of_requests_that_has_stopped_is_noticed_while_steps_go_on(
+    watched: Callable[..., Watched], settings: Settings, eventually: Callable[..., Any]
+) -> None:
+    worker = watched("deaf", {"stuck_seconds": 4, "fake_seconds": 0.05})
+    fleet = Fleet(settings)
+    pending = fleet.ask(TASK_EMBED_QUERY, query_queue(MODEL), {"texts": ["a query"]})
+
+    def ended_with_steps_at_work() -> bool:
+        if worker.leased() < 2:
+            worker.stage("word " * 300, 64)
+        return worker.child.last_exit is not None
+
+    eventually(ended_with_steps_at_work, 60)
+    assert worker.child.last_exit == EXIT_GAVE_UP
+    assert f"taken nothing of {query_queue(MODEL)}" in worker.log()
+    assert fleet.answer(pending)
+    fleet.close()
 
 
 def test_a_consumer_that_was_cancelled_answers_pings_and_is_replaced(

@@ -33,7 +33,9 @@ class Scene:
         self.trouble: Exception | None = None
         self.well = True
         self.ended: list[str] = []
-        self.dog = Watchdog(self.settings, [QUERY, EMBED], self._wait, lambda: self.well, self.ended.append)
+        self.dog = Watchdog(
+            self.settings, [[EMBED], [QUERY]], self._wait, lambda: self.well, self.ended.append
+        )
 
     def _wait(self, queue: str) -> int:
         if self.trouble is not None:
@@ -75,6 +77,30 @@ def test_queries_now_and_then_do_not_hide_that_bulk_work_is_not_taken(scene: Sce
     assert EMBED in scene.ended[0]
 
 
+@pytest.mark.parametrize(("served", "stuck"), [(QUERY, EMBED), (EMBED, QUERY)])
+def test_work_from_one_consumer_does_not_hide_that_the_other_has_stopped(
+    scene: Scene, served: str, stuck: str
+) -> None:
+    scene.waiting = {served: 50, stuck: 1}
+
+    def serve() -> None:
+        scene.dog.received(served)
+        beat()
+
+    with scene.dog.working("a task", served):
+        scene.pass_time(300, serve)
+    assert stuck in scene.ended[0]
+
+
+def test_a_queue_beside_that_of_a_consumer_s_work_is_no_alarm(scene: Scene) -> None:
+    scene.waiting[EMBED] = scene.waiting["embed.other"] = 50
+    together = [[EMBED, "embed.other"], [QUERY]]
+    scene.dog = Watchdog(scene.settings, together, scene._wait, lambda: True, scene.ended.append)
+    with scene.dog.working("v5.embed a.1", EMBED):
+        scene.pass_time(300, beat)
+    assert not scene.ended
+
+
 def _others_empty_the_queue(scene: Scene, turn: int) -> None:
     scene.waiting[EMBED] = 0 if turn % 8 == 0 else 3
 
@@ -83,11 +109,6 @@ def _it_takes_its_share(scene: Scene, turn: int) -> None:
     scene.waiting[EMBED] = 50
     if turn % 10 == 0:
         scene.dog.received(EMBED)
-
-
-def _queries_come_first(scene: Scene, turn: int) -> None:
-    scene.waiting[EMBED] = 50
-    scene.dog.received(QUERY)
 
 
 def _nothing_waits(scene: Scene, turn: int) -> None:
@@ -114,7 +135,6 @@ def _it_is_not_ready(scene: Scene, turn: int) -> None:
     [
         _others_empty_the_queue,
         _it_takes_its_share,
-        _queries_come_first,
         _nothing_waits,
         _redis_is_away,
         _redis_is_full,
@@ -129,7 +149,7 @@ def test_it_is_no_alarm_while(scene: Scene, course: Callable[[Scene, int], None]
 
 def test_a_long_queue_is_no_alarm_while_it_works_on_a_batch(scene: Scene) -> None:
     scene.waiting[EMBED] = 50
-    with scene.dog.working("v5.embed a.1"):
+    with scene.dog.working("v5.embed a.1", EMBED):
         scene.pass_time(1000, beat)
     assert not scene.ended
 
@@ -144,7 +164,7 @@ def test_a_process_that_slept_is_given_its_time_after_waking(scene: Scene) -> No
 
 
 def test_a_step_without_progress_ends_the_process_and_one_with_progress_does_not(scene: Scene) -> None:
-    with scene.dog.working("v5.embed a.1"):
+    with scene.dog.working("v5.embed a.1", EMBED):
         scene.pass_time(1000, beat)
         assert not scene.ended
         scene.pass_time(95)
@@ -163,13 +183,13 @@ def test_each_forward_pass_is_progress_and_waiting_for_the_device_is_none_to_be_
     waits, done = threading.Event(), threading.Event()
 
     def starved() -> None:
-        with scene.dog.working("starved"):
+        with scene.dog.working("starved", EMBED):
             waits.set()
             with device:
                 done.set()
 
     with ExitStack() as stack:
-        stack.enter_context(scene.dog.working("long"))
+        stack.enter_context(scene.dog.working("long", EMBED))
         stack.enter_context(device)
         thread = threading.Thread(target=starved)
         thread.start()
@@ -186,7 +206,7 @@ def test_each_forward_pass_is_progress_and_waiting_for_the_device_is_none_to_be_
 
 
 def test_threads_that_all_wait_for_each_other_end_the_process(scene: Scene) -> None:
-    with scene.dog.working("v5.embed a.1"), waiting():
+    with scene.dog.working("v5.embed a.1", EMBED), waiting():
         scene.pass_time(110)
     assert "v5.embed a.1 has made no progress" in scene.ended[0]
 
@@ -209,7 +229,7 @@ def test_an_encoding_is_held_to_its_micro_batches(scene: Scene, settings: Settin
 
     encoder.forward, encoder.finish = slow, slow_to_finish  # type: ignore[method-assign]
     texts = [f"{i} " + "word " * 2000 for i in range(40)]
-    with scene.dog.working("v5.embed a.1"):
+    with scene.dog.working("v5.embed a.1", EMBED):
         part = encode(encoder, texts, "document", ["dense"], device_lock=Turn())
     assert not scene.ended
     assert len(passes) * 60 > scene.settings.hang_seconds
