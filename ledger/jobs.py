@@ -80,6 +80,11 @@ class Job:
         """Left unsealed by a producer that is gone: `v5 submit` with the same arguments goes on."""
         return self.state == "open" and not self.held
 
+    @property
+    def under_way(self) -> bool:
+        """Whether anybody stages for it, or anything staged is not stored yet."""
+        return self.state in ("open", "sealed") and (self.held or self.open_batches > 0)
+
     def summary(self) -> dict[str, Any]:
         """For `--json`."""
         fields = asdict(self)

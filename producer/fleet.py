@@ -72,6 +72,21 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Indexing:
+    """How far a collection's indexes are."""
+
+    #: Qdrant's: `green` all built, `yellow` being built, `grey` put off for now, `red` failed.
+    status: str
+    #: Why, in the store's words.
+    failure: str
+    #: Vectors in built indexes, and how many there are at most; those of small segments need none.
+    indexed: int
+    vectors: int
+    #: The jobs that load in bulk, and since when, in Unix milliseconds: nothing is built meanwhile.
+    loads: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Order:
     """An order of candidates as a reranker gives it."""
 
@@ -218,6 +233,14 @@ class Fleet:
         says that it is done. Raises as `changes`."""
         asked = {"collection": name, "plan": plan.model_dump(mode="json"), "started": started}
         return bool(self._store("migrate", asked)["done"])
+
+    def begin_bulk(self, name: str, job: str) -> None:
+        """Have none of the collection's indexes built while that job, which must be held, loads."""
+        self._store("bulk", {"collection": name, "job": job})
+
+    def indexing(self, name: str) -> Indexing:
+        """How far the collection's indexes are; those of ended bulk loads begin to be built."""
+        return Indexing(**self._store("indexing", {"collection": name}))
 
     def lacking(self, name: str, names: Sequence[str]) -> dict[str, int]:
         """How many points of the collection lack each of the named vectors."""

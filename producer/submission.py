@@ -110,9 +110,11 @@ class Submission:
         *,
         pruning: Pruning | None = None,
         migrate: bool = False,
+        bulk: bool = False,
     ) -> None:
         """With `pruning`, what the collection has of the corpus' sources and the corpus has not, goes. With
-        `migrate`, so do vectors that stand in other spaces than the plan's, before anything is staged."""
+        `migrate`, so do vectors that stand in other spaces than the plan's, before anything is staged. With
+        `bulk`, no index is built before the job has ended."""
         self._fleet = fleet
         self._settings = fleet.settings
         self._ledger = fleet.ledger
@@ -123,6 +125,7 @@ class Submission:
         self._report = report
         self._pruning = pruning
         self._migrate = migrate
+        self._bulk = bulk
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._looked = 0.0
         self._seen: Job | None = None
@@ -299,6 +302,8 @@ class Submission:
         progress.complete, progress.reasons = False, {}
         written = progress.done
         dead = self._dead_ids(job)
+        if self._bulk:
+            self._patient(lambda: self._fleet.begin_bulk(self._collection, job))
         if self._pruning is not None:
             self._pruning.begin()
         for window in windows(self._corpus.items(), self._settings):

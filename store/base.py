@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from registry.plan import Plan
 from store.binding import Binding, Change
+from store.bulk import BulkLoad, Indexing
 
 DenseVector = npt.NDArray[np.float32]
 
@@ -147,8 +148,8 @@ class Store(Protocol):
         ...
 
     def note(self, collection: str, key: str, value: Any) -> None:
-        """Note one fact under a key of its own, replacing what stood there; notes of other keys stay, whoever
-        writes them meanwhile. Raises as `describe`."""
+        """Note one fact under a key of its own, replacing what stood there (None removes it); notes of other
+        keys stay, whoever writes them meanwhile. Raises as `describe`."""
         ...
 
     def standing(self, collection: str, ids: Sequence[str]) -> dict[str, Standing]:
@@ -197,8 +198,28 @@ class Store(Protocol):
     def maintain(self, collection: str) -> bool:
         """Do what makes queries faster over what was written (build indexes); returns whether it did.
 
-        For idle times: it may take minutes. Reads go on meanwhile, and a write ends it.
+        For idle times: it may take minutes. Reads go on meanwhile, and a write ends it. Nothing is done while
+        a job loads in bulk.
         """
+        ...
+
+    def begin_bulk(self, collection: str, job: str, since: int) -> None:
+        """Have no index built while the job loads, which searches make up for by comparing with every vector.
+
+        `since` is now, in Unix milliseconds. Called again changes nothing. What stood before is noted first;
+        `settle_bulk` restores it, also after a crash of this call. Raises as `describe`.
+        """
+        ...
+
+    def settle_bulk(self, collection: str, wanted: Callable[[str], bool]) -> Sequence[BulkLoad]:
+        """Have indexes built as before once none of the jobs that began a bulk load is `wanted` any more, and
+        forget these jobs, last; returns those that are. Called again changes nothing. Raises as `describe`,
+        and what `wanted` raises, before it changes anything."""
+        ...
+
+    def indexing(self, collection: str, begin: bool) -> Indexing:
+        """How far the collection's indexes are. With `begin`, what is lacking is begun to be built where the
+        engine would put it off; returns at once. Raises as `describe`."""
         ...
 
     def close(self) -> None:

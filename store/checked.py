@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from registry.errors import StoreRefused, UsageError
 from registry.plan import Plan
 from store.base import CollectionInfo, Hit, Point, Sourced, Standing, StoredPoint, Vector
 from store.binding import Binding, Change
+from store.bulk import NOTE, BulkLoad, Indexing, bulk_loads
 from store.engine import EngineCollection
 from store.fusion import best
 from store.points import (
@@ -64,6 +65,10 @@ class CheckedStore(ABC):
     @abstractmethod
     def _require_room(self) -> None:
         """Raise StoreUnavailable where nothing should be written now."""
+
+    @abstractmethod
+    def _begin_indexing(self, name: str) -> None:
+        """Have indexes built that the engine puts off; returns at once."""
 
     def open(self, collection: str, plan: Plan) -> CollectionInfo:
         """See Store.open."""
@@ -144,6 +149,46 @@ class CheckedStore(ABC):
         found = self._collection(collection)
         self._require_room()
         found.note(key, value)
+
+    def begin_bulk(self, collection: str, job: str, since: int) -> None:
+        """See Store.begin_bulk."""
+        found = self._collection(collection)
+        self._require_room()
+        state = found.index_state()
+        loads = bulk_loads(state.notes)
+        former = loads[0].former if loads else state.threshold
+        if job not in {load.job for load in loads}:
+            found.note(NOTE + job, {"since": since, "former": former})
+        found.set_threshold(0)
+        if not bulk_loads(found.notes):
+            # This thread slept until the job had ended and all was restored: nobody would do it again.
+            found.set_threshold(former)
+
+    def settle_bulk(self, collection: str, wanted: Callable[[str], bool]) -> Sequence[BulkLoad]:
+        """See Store.settle_bulk."""
+        found = self._collection(collection)
+        state = found.index_state()
+        loads = bulk_loads(state.notes)
+        stay = [load for load in loads if wanted(load.job)]
+        if stay and state.threshold != 0:
+            # Another's restoring came between a job's note and its load.
+            found.set_threshold(0)
+        elif loads and not stay and state.threshold == 0:
+            # Else a person has set it meanwhile, or the load died before it changed anything.
+            found.set_threshold(loads[0].former)
+        for load in loads:
+            if load not in stay:
+                found.note(NOTE + load.job, None)
+        return stay
+
+    def indexing(self, collection: str, begin: bool) -> Indexing:
+        """See Store.indexing."""
+        found = self._collection(collection)
+        state = found.index_state()
+        loads = bulk_loads(state.notes)
+        if begin and not loads and state.status == "grey":
+            self._begin_indexing(collection)
+        return Indexing(state.status, state.failure, state.indexed, state.vectors, loads)
 
     def standing(self, collection: str, ids: Sequence[str]) -> dict[str, Standing]:
         """See Store.standing."""

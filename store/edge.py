@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
-from registry.errors import StoreUnavailable
+from registry.errors import StoreUnavailable, V5Error
 from registry.plan import Plan
+from store.bulk import bulk_loads
 from store.checked import CheckedStore
 from store.data_directory import MIN_FREE_BYTES, DataDirectory
-from store.edge_collection import EdgeCollection
+from store.edge_collection import OPTIMISE_POINTS, EdgeCollection
 from store.edge_words import in_our_words
 
-#: Points written since the last optimisation that make the next one worth its while. Fewer are found by
-#: comparing with each, in milliseconds.
-OPTIMISE_POINTS = 10_000
+log = logging.getLogger(__name__)
 
 
 class EdgeStore(CheckedStore):
@@ -41,17 +41,18 @@ class EdgeStore(CheckedStore):
             with in_our_words(f"listing {self._root}"):
                 return EdgeCollection.names(self._root)
 
-    def maintain(self, collection: str, least: int = OPTIMISE_POINTS) -> bool:
-        """Build indexes over what was written, if at least `least` points were; returns whether it did.
+    def maintain(self, collection: str, least: int | None = None) -> bool:
+        """Build indexes over what was written, if at least `least` points were (default: OPTIMISE_POINTS) and
+        no job loads in bulk; returns whether it did.
 
         For idle times: takes minutes and the collection's size in free disk. Reads go on meanwhile; a write
         ends it, and the next call starts anew. Raises StoreUnavailable.
         """
         found = self._find(collection)
-        if found is None:
+        if found is None or bulk_loads(found.notes):
             return False
         self._home.require_room(sum(path.lstat().st_size for path in found.shard.directory.rglob("*")))
-        return found.optimise(least)
+        return found.optimise(OPTIMISE_POINTS if least is None else least)
 
     def close(self) -> None:
         """See Store.close. May be called twice."""
@@ -65,6 +66,15 @@ class EdgeStore(CheckedStore):
             finally:
                 self._open.clear()
                 self._home.release()
+
+    def _begin_indexing(self, name: str) -> None:
+        threading.Thread(target=self._build, args=(name,), name=f"index {name}", daemon=True).start()
+
+    def _build(self, name: str) -> None:
+        try:
+            self.maintain(name)
+        except V5Error as error:
+            log.warning("collection %r: indexing it waits: %s", name, error)
 
     def _forget(self, name: str) -> None:
         """Nobody else changes what stands in this process' directory."""

@@ -20,6 +20,7 @@ from registry.plan import Plan
 from store import optimise
 from store.base import Point, Vector
 from store.binding import Binding
+from store.bulk import IndexState, IndexStatus
 from store.edge_operations import (
     delete_operation,
     payload_operations,
@@ -35,6 +36,9 @@ from store.engine import Record
 from store.layout import layout
 from store.meta import Meta, read_meta, sync_path
 
+#: Points written since the last optimisation that make the next one worth its while. Fewer are found by
+#: comparing with each, in milliseconds.
+OPTIMISE_POINTS = 10_000
 #: How often a running optimisation looks whether a writer waits. Seconds.
 _GIVE_WAY = 0.05
 
@@ -49,6 +53,7 @@ class EdgeCollection:
         self._meta = meta
         self._write = threading.Lock()
         self._waiting = 0
+        self._optimising = False
         self._counting = threading.Lock()
 
     @classmethod
@@ -104,9 +109,23 @@ class EdgeCollection:
     def note(self, key: str, value: Any) -> None:
         """See EngineCollection.note."""
         with self._alone(), in_our_words(f"noting {key} of collection {self.name!r}"):
-            meta = replace(self._meta, notes={**self._meta.notes, key: value})
+            notes = {k: v for k, v in {**self._meta.notes, key: value}.items() if v is not None}
+            meta = replace(self._meta, notes=notes)
             meta.write(self._directory)
             self._meta = meta
+
+    def index_state(self) -> IndexState:
+        """See EngineCollection.index_state."""
+        with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
+            found, meta = shard.read.info(), self._meta
+        status: IndexStatus = "green"
+        if found.points_count - meta.optimised >= OPTIMISE_POINTS:
+            status = "yellow" if self._optimising else "grey"
+        vectors = found.points_count * len(meta.binding.vectors)
+        return IndexState(None, status, "", found.indexed_vectors_count, vectors, meta.notes)
+
+    def set_threshold(self, kilobytes: int | None) -> None:
+        """See EngineCollection.set_threshold; only `optimise` builds indexes."""
 
     @property
     def points(self) -> int:
@@ -228,10 +247,12 @@ class EdgeCollection:
         """
         if self.shard.points - self._meta.optimised < least or not self._write.acquire(blocking=False):
             return False
+        self._optimising = True
         try:
             with in_our_words(f"optimising collection {self.name!r}"):
                 return self._optimise_copy()
         finally:
+            self._optimising = False
             self._write.release()
 
     def _optimise_copy(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from registry.plan import Plan
 from store.base import Point, Vector
 from store.binding import Binding
+from store.bulk import IndexState
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,15 @@ class EngineCollection(Protocol):
         ...
 
     def note(self, key: str, value: Any) -> None:
-        """Note one fact; the other keys stay."""
+        """Note one fact, or with None remove it; the other keys stay."""
+        ...
+
+    def index_state(self) -> IndexState:
+        """How far its indexes are, and its notes."""
+        ...
+
+    def set_threshold(self, kilobytes: int | None) -> None:
+        """Set from which size on the engine indexes a segment by itself, if it does; 0: none."""
         ...
 
     def extend(self, plan: Plan) -> None:

@@ -9,7 +9,6 @@ from registry.plan import Plan
 from registry.settings import Settings
 from store.base import CollectionInfo
 from store.checked import CheckedStore
-from store.engine import EngineCollection
 from store.server_collection import ServerCollection, wire_of
 from store.server_connection import Connection
 
@@ -73,13 +72,18 @@ class ServerStore(CheckedStore):
     def _require_room(self) -> None:
         """A server says by itself when its disk is full."""
 
+    def _begin_indexing(self, name: str) -> None:
+        found = self._find(name)
+        if found is not None:
+            found.begin_indexing()
+
     def _is_ours(self, name: str) -> bool:
         try:
             return self._find(name) is not None
         except (UsageError, StoreRefused):
             return False
 
-    def _find(self, name: str) -> EngineCollection | None:
+    def _find(self, name: str) -> ServerCollection | None:
         self._require_open()
         with self._lock:
             known, forgotten = self._known.get(name), self._forgotten
@@ -95,7 +99,7 @@ class ServerStore(CheckedStore):
                     return self._known.setdefault(name, found)
         return found
 
-    def _create(self, name: str, plan: Plan) -> EngineCollection:
+    def _create(self, name: str, plan: Plan) -> ServerCollection:
         made = ServerCollection.create(name, self._connection, self._wire, plan)
         with self._lock:
             self._known[name] = made

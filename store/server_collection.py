@@ -15,6 +15,7 @@ from registry.errors import PlanError, SpaceMismatch, StoreRefused, StoreUnavail
 from registry.plan import Plan
 from store.base import Point, Vector
 from store.binding import Binding
+from store.bulk import IndexState
 from store.engine import Record
 from store.fusion import RRF_K, depth
 from store.layout import OVERSAMPLING, Layout, VectorLayout, layout, quantized
@@ -61,6 +62,8 @@ _ADDED = "v5+"
 #: Keys of the metadata that begin so are notes.
 _NOTES = "v5/"
 _VERSION = 1
+#: A server's own indexing threshold, since the oldest version that serves. Kilobytes.
+DEFAULT_THRESHOLD = 10_000
 
 _T = TypeVar("_T")
 
@@ -132,16 +135,42 @@ class ServerCollection:
     def notes(self) -> dict[str, Any]:
         """See EngineCollection.notes."""
         about = self._call("reading", lambda: self._client.get_collection(self.name)).config
-        return {
-            key.removeprefix(_NOTES): value
-            for key, value in (about.metadata or {}).items()
-            if key.startswith(_NOTES)
-        }
+        return _notes(about)
 
     def note(self, key: str, value: Any) -> None:
         """See EngineCollection.note; the server merges metadata by key."""
         added = {_NOTES + key: value}
         self._call("noting a fact of", lambda: self._client.update_collection(self.name, metadata=added))
+
+    def index_state(self) -> IndexState:
+        """See EngineCollection.index_state."""
+        about = self._call("reading", lambda: self._client.get_collection(self.name))
+        status = about.optimizer_status
+        return IndexState(
+            threshold=about.config.optimizer_config.indexing_threshold,
+            status=about.status.value,
+            failure=status.error if isinstance(status, models.OptimizersStatusOneOf1) else "",
+            indexed=about.indexed_vectors_count or 0,
+            vectors=(about.points_count or 0) * len(self.binding.vectors),
+            notes=_notes(about.config),
+        )
+
+    def set_threshold(self, kilobytes: int | None) -> None:
+        """See EngineCollection.set_threshold.
+
+        `m` = 0 would put indexing off, too, but drops the graphs that stand. A server can be told no default.
+        """
+        threshold = DEFAULT_THRESHOLD if kilobytes is None else kilobytes
+        self._optimise(
+            "setting the indexing threshold of", models.OptimizersConfigDiff(indexing_threshold=threshold)
+        )
+
+    def begin_indexing(self) -> None:
+        """Have indexing go on that waits since the server's restart, for a change of any kind."""
+        self._optimise("beginning to index", models.OptimizersConfigDiff())
+
+    def _optimise(self, what: str, diff: models.OptimizersConfigDiff) -> None:
+        self._call(what, lambda: self._client.update_collection(self.name, optimizers_config=diff))
 
     @property
     def points(self) -> int:
@@ -468,6 +497,14 @@ def wire_of(connection: Connection, seconds: float) -> Wire:
     if connection.grpc:
         return GrpcWire(connection.client, seconds)
     return RestWire(connection.client)
+
+
+def _notes(about: models.CollectionConfig) -> dict[str, Any]:
+    return {
+        key.removeprefix(_NOTES): value
+        for key, value in (about.metadata or {}).items()
+        if key.startswith(_NOTES)
+    }
 
 
 def _write(binding: Binding) -> dict[str, Any]:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("producer.cli.verify:verify", "Compare a corpus with a collection."),
     "repair": ("producer.cli.repair:repair", "Embed exactly what verify finds missing or stale."),
     "gc": ("producer.cli.gc:gc", "Remove what crashes left in Redis."),
+    "optimise": ("producer.cli.optimise:optimise", "Wait until a collection's indexes are built."),
     "search": ("producer.cli.search:search", "Search a collection."),
     "get": ("producer.cli.search:get", "Show points as they stand."),
     "models": ("worker.cli.models:models", "Show the V5 models; check and prove their weights."),

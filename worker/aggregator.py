@@ -26,6 +26,7 @@ from registry.errors import (
     CodecError,
     FleetError,
     InfrastructureError,
+    JobUnknown,
     SpaceMismatch,
     StoreRefused,
     StoreUnavailable,
@@ -91,11 +92,15 @@ class Aggregator(FleetProcess):
             if operation == "migrate":
                 with self._one_migration(str(asked["collection"])):
                     return work(self._open_store(), asked)
+            if operation == "indexing":
+                self._settle_bulk(self._open_store(), str(asked["collection"]))
+                asked = {**asked, "begin": self._is_idle()}
             answer = work(self._open_store(), asked)
             if operation == "open":
                 # Before the first batch is staged: a worker of other numerics leaves without one.
                 collection = str(asked["collection"])
                 self._goldens().settle(collection, self._open_store().plan(collection))
+                self._settle_bulk(self._open_store(), collection)
             return answer
 
         def answer(**arguments: Any) -> str:
@@ -200,11 +205,13 @@ class Aggregator(FleetProcess):
                 log.exception("reconciling failed; it goes on")
 
     def _maintain(self) -> None:
-        """Index what was written whenever nothing is to be done."""
+        """End what bulk loads left behind; index what was written whenever nothing is to be done."""
         self._settle_all()
+        self._settle_bulk_loads()
         while not self.stopping.wait(MAINTAIN_EVERY):
             try:
-                if not any(self.ledger.depths().values()):
+                self._settle_bulk_loads()
+                if self._is_idle():
                     self._each_collection("indexing it waits", self._index)
             except V5Error as error:
                 log.warning("indexing waits: %s", error)
@@ -212,8 +219,25 @@ class Aggregator(FleetProcess):
                 log.exception("indexing failed; it is tried again")
 
     def _index(self, store: Store, collection: str) -> None:
-        if not any(self.ledger.depths().values()):
+        if self._is_idle():
             store.maintain(collection)
+
+    def _is_idle(self) -> bool:
+        return not any(self.ledger.depths().values())
+
+    def _settle_bulk_loads(self) -> None:
+        self._each_collection("its bulk loads are looked at again", self._settle_bulk)
+
+    def _settle_bulk(self, store: Store, collection: str) -> None:
+        """Have the collection indexed as before where the jobs that loaded in bulk have ended, or nobody
+        works on them any more."""
+        store.settle_bulk(collection, self._is_under_way)
+
+    def _is_under_way(self, job: str) -> bool:
+        try:
+            return self.ledger.jobs.get(job).under_way
+        except JobUnknown:
+            return False
 
     def _settle_all(self) -> None:
         """Put the collections' golden vectors where the workers look: the ledger may have been lost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,27 @@ def _former_notes(store: Store, collection: str, changes: list[Change]) -> list[
     spaces -= {space.fingerprint for vector in stay for space in vector.spaces}
     numerics = numerics_record.notes_of(store.notes(collection), changed)
     return [*numerics, *golden_record.notes_of(sorted(spaces))]
+
+
+def _bulk(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection, job}` → `{}`: no index is built while that job loads (see Store.begin_bulk)."""
+    store.begin_bulk(str(asked["collection"]), str(asked["job"]), int(time.time() * 1000))
+    return pack_json({})
+
+
+def _indexing(store: Store, asked: dict[str, Any]) -> bytes:
+    """`{collection, begin}` → `{status, failure, indexed, vectors, loads: [{job, since}]}`."""
+    found = store.indexing(str(asked["collection"]), bool(asked.get("begin")))
+    loads = [{"job": load.job, "since": load.since} for load in found.loads]
+    return pack_json(
+        {
+            "status": found.status,
+            "failure": found.failure,
+            "indexed": found.indexed,
+            "vectors": found.vectors,
+            "loads": loads,
+        }
+    )
 
 
 def _lacking(store: Store, asked: dict[str, Any]) -> bytes:
@@ -190,6 +212,8 @@ OPERATIONS: dict[str, Callable[[Store, dict[str, Any]], bytes]] = {
     "plan": _plan,
     "changes": _changes,
     "migrate": _migrate,
+    "bulk": _bulk,
+    "indexing": _indexing,
     "lacking": _lacking,
     "compare": _compare,
     "search": _search,

@@ -14,6 +14,7 @@ from producer.cli.detach import detach_submission
 from producer.cli.dry_run import dry_run as tell_forecast
 from producer.cli.meter import Meter
 from producer.cli.migration import tell_migration
+from producer.cli.optimise import wait_until_indexed
 from producer.cli.options import (
     CORPUS_FIELDS,
     PIPE,
@@ -63,6 +64,11 @@ EXIT_DEAD = 3
     help="First remove the vectors that stand in other spaces than the plan's, to embed them anew.",
 )
 @click.option(
+    "--bulk",
+    is_flag=True,
+    help="Build indexes once at the end instead of while loading, and wait for them.",
+)
+@click.option(
     "--detach",
     is_flag=True,
     help="Hand it to a process that outlives this terminal and is started again should it die.",
@@ -77,6 +83,7 @@ def submit(
     shard: Shard | None,
     prune: bool,
     migrate: bool,
+    bulk: bool,
     detach: bool,
     plan_json: str | None,
     job: str | None,
@@ -101,6 +108,10 @@ def submit(
     vectors stay and can be searched meanwhile. Points of other sources lack them until these are submitted,
     too. With --dry-run it only says which.
 
+    --bulk is for loading much at once: until the job ends, the collection's new vectors are in no index, and
+    searches compare with each of them. Then indexes are built as before; should this producer die, the
+    aggregator sees to that. Ctrl-C while they are built loses nothing: `v5 optimise` waits for them.
+
     --detach returns once there is a job; `v5 ps` shows its producer, `v5 watch JOB` follows it, `v5 cancel
     JOB` ends it. Should all of it die, a fleet on this machine starts it again. `v5 down` stops it with a
     fleet that has its own Redis, and `v5 up` goes on with it; elsewhere the same command does.
@@ -115,6 +126,7 @@ def submit(
       v5 submit src/ -c code --primary qdrant-minilm-onnx --dry-run
       v5 submit src/ -c code --prune
       v5 submit dump.parquet -c notes --detach
+      v5 submit dump.parquet -c notes --bulk
       v5 submit src/ -c code --prune --dry-run
       v5 submit src/ -c code --migrate --dry-run
       v5 submit dump.parquet -c notes --shard 1/4
@@ -164,13 +176,21 @@ def submit(
     if detach:
         fleet.close()
         detach_submission(settings, collection, plan, as_json=as_json)
+    if bulk:
+        click.echo(
+            f"bulk mode: collection {collection!r} is indexed when the job has ended; until then searches "
+            "compare with every new vector",
+            err=True,
+        )
     announcement = Announcement(fleet.ledger.alive, collection, settings.alive_seconds)
 
     def report(progress: Progress) -> None:
         meter.show(progress)
         announcement.show(progress)
 
-    submission = Submission(fleet, corpus, collection, plan, report, pruning=pruning, migrate=migrate)
+    submission = Submission(
+        fleet, corpus, collection, plan, report, pruning=pruning, migrate=migrate, bulk=bulk
+    )
     try:
         with meter, announcement:
             summary = submission.run()
@@ -182,12 +202,14 @@ def submit(
             err=True,
         )
         sys.exit(130)
+    else:
+        waited = _wait_for_indexes(fleet, collection, as_json=as_json) if bulk else 0
     finally:
         fleet.close()
         if pruning is not None:
             pruning.close()
     tell(summary, settings, as_json=as_json)
-    sys.exit(exit_code(summary.state, summary.dead))
+    sys.exit(waited or exit_code(summary.state, summary.dead))
 
 
 def exit_code(state: str, dead: int) -> int:
@@ -195,6 +217,18 @@ def exit_code(state: str, dead: int) -> int:
     if state not in ("done", "sealed"):
         return 1
     return EXIT_DEAD if dead else 0
+
+
+def _wait_for_indexes(fleet: Fleet, collection: str, *, as_json: bool) -> int:
+    """Wait until what a bulk load left is indexed; what the command exits with, unless for other reasons."""
+    try:
+        return 0 if wait_until_indexed(fleet, collection, as_json=as_json).status == "green" else 1
+    except KeyboardInterrupt:
+        click.echo(
+            f"interrupted; the indexes are built all the same: `v5 optimise -c {collection}` waits for them",
+            err=True,
+        )
+        return 130
 
 
 def _tell_migration(settings: Settings, collection: str, plan: Plan | None, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from ledger.ledger import Ledger
 from registry.celery_app import make_app
@@ -211,3 +211,44 @@ def test_two_aggregators_share_a_server(
         second.kill()
         second.communicate()
         ledger.close()
+
+
+def test_a_bulk_load_whose_producer_dies_is_ended_by_the_aggregator_and_one_that_ends_waits(
+    fake_fleet: Any, server: Server, corpus: Callable[..., Path], eventually: Callable[..., Any]
+) -> None:
+    fake_fleet.environment |= {**server.environment, "V5_FAKE_SECONDS": "0.02"}
+    fake_fleet.up()
+    path = corpus(200)
+    fake_fleet.ok("submit", str(corpus(5, "few.jsonl")), "-c", "c")
+    client = server.client()
+    # Of no server's default, and exceeded by what is loaded. Kilobytes.
+    client.update_collection("c", optimizers_config=models.OptimizersConfigDiff(indexing_threshold=100))
+
+    def threshold() -> int | None:
+        return client.get_collection("c").config.optimizer_config.indexing_threshold
+
+    ledger = Ledger(fake_fleet.settings())
+    submit = fake_fleet.start("submit", str(path), "-c", "c", "--bulk")
+    eventually(lambda: threshold() == 0 and ledger.jobs.list()[0].done > 20)
+    submit.kill()
+    submit.communicate()
+    job = ledger.jobs.list()[0].id
+    eventually(lambda: not ledger.jobs.get(job).open_batches)
+    assert threshold() == 0
+    # Its hold, which would run out by itself, and an aggregator that starts.
+    ledger.redis.delete(f"v5:job:{job}:producer")
+    os.kill(fake_fleet.pids()["aggregator"], signal.SIGKILL)
+    eventually(lambda: threshold() == 100)
+    eventually(lambda: f"v5/bulk/{job}" not in client.get_collection("c").config.metadata)
+
+    submit = fake_fleet.start("submit", str(path), "-c", "c", "--bulk", "--json")
+    eventually(lambda: threshold() == 0)
+    out, err = submit.communicate(timeout=100)
+    assert submit.returncode == 0, err
+    end = json.loads(out.splitlines()[-1])
+    assert (end["event"], end["chunks"], end["dead"]) == ("end", 200, 0)
+    about = client.get_collection("c")
+    assert about.status == models.CollectionStatus.GREEN
+    assert (about.config.optimizer_config.indexing_threshold, about.indexed_vectors_count) == (100, 2 * 200)
+    assert fake_fleet.ok("optimise", "-c", "c")["loads"] == []
+    ledger.close()

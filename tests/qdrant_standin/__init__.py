@@ -6,8 +6,8 @@ adds around them (status codes, words, limits, access, what each version knows) 
 documentation and source, and is only as true as that reading: where a real server can be had,
 V5_TEST_QDRANT_URL names it, and that is the test.
 
-It has one node, one shard and no replicas, builds no indexes or quantised vectors by itself, and knows only
-the calls that tests need; any other is refused as not implemented.
+It has one node, one shard and no replicas, builds no indexes or quantised vectors (it only says that it does,
+where a server would), and knows only the calls that tests need; any other is refused as not implemented.
 """
 
 from tests.qdrant_standin.gate import Request

@@ -40,6 +40,9 @@ class Collection:
         self.shard = shard
         self.lock = threading.RLock()
         self.operations = 0
+        #: Whether anything has changed since the server started: before, its optimisers wait.
+        self.changed = False
+        self._indexed = 0
 
     @classmethod
     def create(cls, directory: Path, making: Path, asked: rest.CreateCollection) -> Collection:
@@ -76,9 +79,9 @@ class Collection:
     def info(self) -> rest.CollectionInfo:
         found = self.shard.info()
         return rest.CollectionInfo(
-            status=rest.CollectionStatus.GREEN,
+            status=self._status(found.points_count),
             optimizer_status=rest.OptimizersStatusOneOf.OK,
-            indexed_vectors_count=found.indexed_vectors_count,
+            indexed_vectors_count=self._indexed,
             points_count=found.points_count,
             segments_count=found.segments_count,
             config=self.config,
@@ -91,9 +94,26 @@ class Collection:
             },
         )
 
+    def _status(self, points: int) -> rest.CollectionStatus:
+        """As if indexes were built between two looks, where the largest vector's size asks for them."""
+        params = self.config.params
+        largest = max((one.size for one in named(params.vectors).values()), default=0)
+        threshold = self.config.optimizer_config.indexing_threshold
+        wanted = points * (len(named(params.vectors)) + len(params.sparse_vectors or {}))
+        if not threshold or points * largest * 4 < threshold << 10 or self._indexed == wanted:
+            return rest.CollectionStatus.GREEN
+        if not self.changed:
+            return rest.CollectionStatus.GREY
+        self._indexed = wanted
+        return rest.CollectionStatus.YELLOW
+
     def alter(self, asked: rest.UpdateCollection) -> None:
         """Change the configuration: given fields replace, metadata is merged (null removes a key)."""
         with self.lock:
+            # Metadata alone makes no optimiser anew.
+            self.changed |= any(
+                getattr(asked, key) is not None for key in type(asked).model_fields if key != "metadata"
+            )
             config = self.config.model_copy(deep=True)
             config.optimizer_config = changed(config.optimizer_config, asked.optimizers_config)
             config.hnsw_config = changed(config.hnsw_config, asked.hnsw_config)

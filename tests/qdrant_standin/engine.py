@@ -199,6 +199,7 @@ class Engine:
         """Apply a write. One that nobody waits for fails in silence, unless it is `checked` beforehand."""
         with self._on(name) as collection:
             collection.operations += 1
+            collection.changed = True
             number = collection.operations
         try:
             with self._on(name) as collection:

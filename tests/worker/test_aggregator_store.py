@@ -20,6 +20,7 @@ from store.base import Sourced, Store
 from tests.qdrant_standin import Request, Standin
 from worker import aggregator as module
 from worker.aggregator import Aggregator
+from worker.cli import doctor
 from worker.embedder import EmbedWorker
 from worker.numerics_record import recorded
 
@@ -273,6 +274,57 @@ def test_one_bad_collection_keeps_no_other_from_being_indexed(
     one.stopping.set()
     thread.join(30)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["done", "cancelled", "left", "lost"])
+def test_indexing_goes_on_once_nobody_works_on_the_job_that_put_it_off(
+    shared: Line, ledger: Ledger, how: str
+) -> None:
+    one = shared.aggregator()
+    store = store_of(one)
+    store.open("c", PLAN)
+    former = store._find("c").index_state().threshold  # type: ignore[attr-defined]
+    job, _ = ledger.jobs.open("c", PLAN, ["src"])
+    ledger.jobs.hold(job.id, "producer:1")
+
+    def loads() -> bool:
+        one._settle_bulk(store, "c")
+        on = bool(store.indexing("c", begin=False).loads)
+        threshold = store._find("c").index_state().threshold  # type: ignore[attr-defined]
+        assert threshold == (0 if on else former)
+        return on
+
+    store.begin_bulk("c", job.id, 1)
+    assert loads()
+    _, told = doctor._store(one.settings)
+    assert told.what == "collection c"
+    assert job.id in told.said
+    batch = shared.embedded(job, [chunk(1)])
+    ledger.jobs.let_go(job.id, "producer:1")
+    # What the producer staged before it died is still on its way.
+    assert loads()
+    if how == "left":
+        assert aggregate(one, batch) == "written"
+    elif how == "done":
+        ledger.jobs.hold(job.id, "producer:1")
+        assert aggregate(one, batch) == "written"
+        assert loads()
+        assert ledger.jobs.seal(job.id) == "done"
+    elif how == "cancelled":
+        ledger.jobs.cancel(job.id)
+    else:
+        ledger.redis.flushall()
+    assert not loads()
+    assert len(doctor._store(one.settings)) == 1
+
+
+def test_doctor_tells_of_a_bulk_load_beside_the_aggregator_that_has_the_store(line: Line) -> None:
+    one = line.aggregator()
+    store_of(one).open("c", PLAN)
+    assert len(doctor._store(one.settings)) == 1
+    store_of(one).begin_bulk("c", "the-job", 1)
+    _, told = doctor._store(one.settings)
+    assert (told.what, "the-job" in told.said) == ("collection c", True)
 
 
 def test_aggregators_take_turns_at_a_migration(shared: Line) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,9 @@ from registry.console import as_json, data_dir, print_json
 from registry.errors import V5Error
 from registry.models import MODELS, model
 from registry.settings import Settings, load_settings
+from store.bulk import BulkLoad, bulk_loads
 from store.factory import open_store
+from store.meta import read_meta
 from worker import fleet, private_redis
 from worker.devices import cuda_devices
 
@@ -154,25 +156,50 @@ def _no_ledger(settings: Settings, wrong: Finding) -> Finding:
 
 def _store(settings: Settings) -> list[Finding]:
     if settings.qdrant_url:
-        return [_server_store(settings)]
+        return _server_store(settings)
     version = _version("qdrant-edge-py")
     if not version:
         return [Finding("store", "wrong", "qdrant-edge-py is not installed: `pip install qdrant-edge-py`")]
-    return [Finding("store", "ok", f"embedded, qdrant-edge-py {version}, {settings.data_dir / 'store'}")]
+    folder = settings.data_dir / "store"
+    found = [Finding("store", "ok", f"embedded, qdrant-edge-py {version}, {folder}")]
+    try:
+        # The aggregator has it open; only its records can be read beside that.
+        metas = {path.name: read_meta(path) for path in sorted(folder.glob("*/"))}
+    except V5Error as error:
+        return [*found, Finding("store", "wrong", str(error))]
+    return found + [
+        finding
+        for name, meta in metas.items()
+        if meta
+        for finding in _bulk_loads(name, bulk_loads(meta.notes))
+    ]
 
 
-def _server_store(settings: Settings) -> Finding:
+def _bulk_loads(collection: str, loads: Sequence[BulkLoad]) -> list[Finding]:
+    if not loads:
+        return []
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(loads[0].since / 1000))
+    jobs = ", ".join(load.job for load in loads)
+    said = (
+        f"in bulk mode since {began}, for {jobs}: searches compare with every new vector until these have "
+        f"ended, then indexes are built (`v5 optimise -c {collection}` waits for that)"
+    )
+    return [Finding(f"collection {collection}", "warning", said, [asdict(load) for load in loads])]
+
+
+def _server_store(settings: Settings) -> list[Finding]:
     try:
         store = open_store(settings.model_copy(update={"qdrant_retries": 0}))
     except V5Error as error:
-        return Finding("store", "wrong", str(error))
+        return [Finding("store", "wrong", str(error))]
     try:
         store.connect()
-        return Finding(
-            "store", "ok", f"Qdrant at {settings.qdrant_url}, {len(store.collections())} collections"
-        )
+        collections = store.collections()
+        said = f"Qdrant at {settings.qdrant_url}, {len(collections)} collections"
+        loads = [_bulk_loads(name, bulk_loads(store.notes(name))) for name in collections]
+        return [Finding("store", "ok", said), *(finding for some in loads for finding in some)]
     except V5Error as error:
-        return Finding("store", "wrong", str(error))
+        return [Finding("store", "wrong", str(error))]
     finally:
         store.close()
 
