@@ -86,6 +86,17 @@ def test_batches_hold_every_chunk_once_within_their_limits_in_any_order(sizes, c
     assert list(cut_batches(shuffled, limits)) == batches
 
 
+def test_equal_texts_stand_together():
+    texts = ["abc", "abd", "abc", "ab", "abd", "abc", "abe", "abd"]
+    chunks = [Chunk(chunk_id(str(i)), text) for i, text in enumerate(texts)]
+    for order in (chunks, chunks[::-1]):
+        batches = list(cut_batches(order, settings(batch_chunks=4)))
+        assert [[c.text for c in batch] for batch in batches] == [
+            ["ab", "abc", "abc", "abc"],
+            ["abd", "abd", "abd", "abe"],
+        ]
+
+
 def test_no_chunks_no_batches():
     assert list(cut_batches([], settings())) == []
     assert list(windows([], settings())) == []
