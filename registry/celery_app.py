@@ -24,6 +24,9 @@ _TRANSPORT: dict[str, Any] = {
     # Default: one sweep in about 100 s.
     "unacked_restore_interval": 5,
     "unacked_restore_throttle": 1,
+    # Default: 300. A consumer that is killed while it sweeps keeps all others from it for as long. Two that
+    # sweep at once deliver nothing twice.
+    "unacked_mutex_expire": 20,
     # One Redis list per queue, so that LLEN is the queue's length.
     "priority_steps": [0],
     # Queues are served in the order they are listed: requests before bulk work.

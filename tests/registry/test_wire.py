@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from registry.celery_app import make_app
 from registry.errors import CodecError, UsageError
 from registry.messages import Request, Ring
-from registry.settings import load_settings
+from registry.names import BROKER_PREFIX
+from registry.settings import Settings, load_settings
 
 
 def test_a_ring_is_what_it_says() -> None:
@@ -74,3 +76,23 @@ def test_the_application_trusts_nothing_from_the_wire(tmp_path: Path) -> None:
     assert conf.broker_transport_options["global_keyprefix"] == "v5:mq:"
     assert conf.broker_transport_options["priority_steps"] == [0]
     assert conf.broker_url.startswith("redis+socket://")
+
+
+def test_a_sweep_that_is_killed_keeps_others_from_sweeping_for_seconds_only(
+    settings: Settings, redis_server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dead had not acknowledged is delivered again by the next sweep of any consumer."""
+    with make_app(settings).connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as client:
+            client.zadd(channel.unacked_index_key, {"of-a-dead-consumer": 0})
+            held: list[int] = []
+            monkeypatch.setattr(
+                channel.qos,
+                "restore_by_tag",
+                # Of a command that kombu does not use, the prefix is not put before its key.
+                lambda _tag, client: held.append(client.pttl(BROKER_PREFIX + channel.unacked_mutex_key)),
+            )
+            channel.qos.restore_visible()
+    assert len(held) == 1
+    assert 0 < held[0] <= 20_000
