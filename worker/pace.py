@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from ledger.rates import Rate
 from registry.codecs import Part
 from registry.errors import InfrastructureError
+from worker.counters import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,7 @@ class Pace:
         self._note = note
         self._clock = clock
         self._lock = threading.Lock()
-        self._active = 0
-        self._since = 0.0
-        #: Seconds of work that no finished batch accounts for yet.
-        self._unaccounted = 0.0
+        self._watch = Stopwatch(clock)
         self._seconds = self._tokens = self._chunks = 0.0
         self._bytes = self._seen = 0.0
         self._noted: float | None = None
@@ -42,27 +40,20 @@ class Pace:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Around the encoding of a batch."""
-        with self._lock:
-            self._settle()
-            self._active += 1
-        try:
+        with self._watch.running():
             yield
-        finally:
-            with self._lock:
-                self._settle()
-                self._active -= 1
 
     def finished(self, texts: Sequence[str], part: Part) -> None:
         """Count a batch, and pass the rate on if it is time."""
         with self._lock:
-            self._settle()
-            kept = 0.5 ** (self._unaccounted / HALF_LIFE)
-            self._seconds = self._seconds * kept + self._unaccounted
+            # What no finished batch accounts for yet.
+            seconds = self._watch.take()
+            kept = 0.5 ** (seconds / HALF_LIFE)
+            self._seconds = self._seconds * kept + seconds
             self._tokens = self._tokens * kept + float(part.tokens_kept.sum())
             self._chunks = self._chunks * kept + len(texts)
             self._bytes = self._bytes * kept + sum(len(text.encode()) for text in texts)
             self._seen = self._seen * kept + float(part.tokens_seen.sum())
-            self._unaccounted = 0.0
             rate = self._due()
         if rate is None:
             return
@@ -70,12 +61,6 @@ class Pace:
             self._note(rate)
         except InfrastructureError as error:
             log.debug("the rate was not noted: %s", error)
-
-    def _settle(self) -> None:
-        now = self._clock()
-        if self._active:
-            self._unaccounted += now - self._since
-        self._since = now
 
     def _due(self) -> Rate | None:
         now = self._clock()

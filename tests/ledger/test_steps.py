@@ -8,7 +8,7 @@ from ledger.blobs import part_key
 from ledger.jobs import DeadLetter, Job
 from ledger.ledger import Ledger
 from ledger.steps import Full, PartRecord, Refused, Taken, space_mark
-from ledger.work import since
+from ledger.work import since, told
 from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.errors import BlobLost, JobClosed, LedgerRewound, SpaceMismatch
@@ -298,4 +298,5 @@ def test_what_each_worker_did_moves_with_its_batch_once(ledger: Ledger, job: Job
     (row, _) = ledger.jobs.get(job.id).summary()["workers"]
     assert row["device_busy"] * ledger.jobs.get(job.id).seconds * 1.01 >= 0.5
     assert second.summary(10.0)["device_busy"] == 0.8
+    assert told(second.summary(10.0)) == "w2@host: device busy 80%, 6 chunks, 10.0% padding"
     assert since([first, second], [first]) == [second]
