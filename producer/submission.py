@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound, V5Error
 from registry.index import Index
+from registry.names import QUEUE_AGGREGATE, embed_queue
 from registry.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Progress:
     waiting: str = ""
     #: An earlier, unfinished submission is being finished.
     adopted: bool = False
+    #: Seconds in which this process was busy and nothing waited for any process of the fleet.
+    limiting: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -88,6 +91,8 @@ class Summary:
     prune_note: str = ""
     #: After a migration, by named vector of the plan: points of the collection that lack it.
     lacking: dict[str, int] = field(default_factory=dict)
+    #: Share of the time in which the producer was the limit: busy, while nothing waited for the fleet.
+    producer_limited: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -122,6 +127,9 @@ class Submission:
         self._migrate = migrate
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._looked = 0.0
+        #: Seconds that this process waited since, for an answer or for room.
+        self._waited = 0.0
+        self._queues = [*(embed_queue(model) for model in plan.models), QUEUE_AGGREGATE]
         self._seen: Job | None = None
         self._base = 0
         self._next = 0
@@ -203,6 +211,7 @@ class Submission:
             pruned=pruned,
             prune_note=prune_note,
             lacking=lacking,
+            producer_limited=round(progress.limiting / seconds, 3),
         )
 
     def _migrated(self) -> Job:
@@ -291,12 +300,12 @@ class Submission:
                 cost = vector_cost(self._plan, names)
                 for batch in cut_batches(chunks, self._settings, cost, self._limit // BATCHES_AT_LEAST):
                     self._stage(job, kind, names, batch)
-            if self._look(job).state == "cancelled":
+            if self._look(job, reading=True).state == "cancelled":
                 raise JobClosed(f"job {job} is cancelled; nothing more can be staged into it")
         # In a further pass, what the first wrote stands in the collection and would count twice.
         progress.skipped -= written
         progress.complete = True
-        self._look(job, force=True)
+        self._look(job, force=True, reading=True)
 
     def _note_problems(self, job: str, problems: list[Problem]) -> None:
         """Count what a rule left out; what should have been a chunk goes to the dead letters."""
@@ -325,7 +334,8 @@ class Submission:
         if not chunks:
             return groups
         rows = [(chunk.id, chunk.content_hash, chunk.payload_hash) for chunk in chunks]
-        verdicts = self._patient(lambda: self._fleet.compare(self._collection, self._names, rows))
+        with self._waiting():
+            verdicts = self._patient(lambda: self._fleet.compare(self._collection, self._names, rows))
         for chunk, (verdict, *lacking) in zip(chunks, verdicts, strict=True):
             match verdict:
                 case "same":
@@ -351,14 +361,15 @@ class Submission:
             self._say_waiting(
                 f"{staged.used >> 20} of {self._limit >> 20} MiB in flight are taken; waiting for the fleet"
             )
-            self._look(job)
-            time.sleep(LOOK)
+            self._look(job, reading=True)
+            with self._waiting():
+                time.sleep(LOOK)
         for step in staged:
             self._fleet.doorbell.ring(f"{job}.{self._next}", step)
         self._next += 1
         self.progress.staged += len(batch)
         self.progress.waiting = ""
-        self._look(job)
+        self._look(job, reading=True)
 
     def _drain(self, job: str) -> Job:
         """Wait until none of the job's batches is open."""
@@ -369,12 +380,18 @@ class Submission:
     def _seal(self, job: str) -> State:
         return self._patient(lambda: self._ledger.jobs.seal(job))
 
-    def _look(self, job: str, *, force: bool = False) -> Job:
-        """Ask the ledger how far the job is, at most every LOOK seconds, and report it."""
+    def _look(self, job: str, *, force: bool = False, reading: bool = False) -> Job:
+        """Ask the ledger how far the job is, at most every LOOK seconds, and report it.
+
+        While the corpus is read, this process is the limit if nothing waits for the fleet.
+        """
         now = time.monotonic()
         if not force and now - self._looked < LOOK and self._seen is not None:
             return self._seen
-        self._looked = now
+        busy = now - self._looked - self._waited
+        self._looked, self._waited = now, 0.0
+        if reading and busy > 0 and not self._patient(self._anything_waits):
+            self.progress.limiting += busy
         self._patient(lambda: self._ledger.jobs.hold(job, self._holder))
         seen = self._patient(lambda: self._ledger.jobs.get(job))
         self._seen = seen
@@ -382,6 +399,18 @@ class Submission:
         self.progress.dead = seen.dead
         self._report(self.progress)
         return seen
+
+    def _anything_waits(self) -> bool:
+        """Whether a step was rung for that no process has received yet."""
+        return any(self._fleet.doorbell.waiting(queue) for queue in self._queues)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
 
     def _say_waiting(self, reason: str) -> None:
         self.progress.waiting = reason

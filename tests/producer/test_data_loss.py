@@ -64,6 +64,9 @@ class InProcessFleet:
         if step == f"embed.{self._plan.models[-1]}":
             self.before("staged")
 
+    def waiting(self, _queue: str) -> int:
+        return self._rings.qsize()
+
     def _serve(self) -> None:
         reconciler = Reconciler(self.ledger, lambda *ring: self._rings.put(ring), lambda _queue: 0)
         while not self._ended.is_set():
