@@ -55,9 +55,9 @@ class InProcessFleet:
     def open_collection(self, _name: str, plan: Plan) -> Any:
         return SimpleNamespace(plan=plan)
 
-    def compare(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
+    def comparison(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
         self.before("compare")
-        return [["same" if self.stored.get(row[0]) == row[1] else "absent"] for row in rows]
+        return lambda: [["same" if self.stored.get(row[0]) == row[1] else "absent"] for row in rows]
 
     def ring(self, batch: str, step: str) -> None:
         self._rings.put((batch, step))
