@@ -72,6 +72,8 @@ soak: $(VENV)/.tests
 bench: $(VENV)/.tests
 	$(BIN)/python -m benchmarks.encoders --json benchmarks/results/encoders.json
 	$(BIN)/python -m benchmarks.overhead --json benchmarks/results/overhead.json
+	$(BIN)/python -m benchmarks.staging --json benchmarks/results/staging.json
+	$(BIN)/python -m benchmarks.memory --json benchmarks/results/memory.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

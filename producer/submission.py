@@ -8,14 +8,15 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from ledger.jobs import DeadLetter, Job, State
 from ledger.steps import Full, Kind
 from ledger.work import Work, since
-from producer.batching import cut_batches, windows
+from producer.batching import Window, cut_batches, windows
 from producer.corpus import Corpus
 from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
 from producer.fleet import Fleet
@@ -25,11 +26,14 @@ from registry.chunks import Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound, V5Error
 from registry.index import Index
+from registry.names import QUEUE_AGGREGATE, embed_queue
 from registry.plan import Plan
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: Waits for what the collection lacks of some chunks (Fleet.compare).
+Verdicts = Callable[[], list[list[Any]]]
 
 #: How often the ledger is asked how far the job is. Seconds.
 LOOK = 0.25
@@ -56,6 +60,8 @@ class Progress:
     waiting: str = ""
     #: An earlier, unfinished submission is being finished.
     adopted: bool = False
+    #: Seconds in which this process was busy and nothing waited for any process of the fleet.
+    limiting: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -91,6 +97,8 @@ class Summary:
     lacking: dict[str, int] = field(default_factory=dict)
     #: What each worker did for it meanwhile; its device's share of `seconds` is `device_busy`.
     workers: list[dict[str, Any]] = field(default_factory=list)
+    #: Share of the time in which the producer was the limit: busy, while nothing waited for the fleet.
+    producer_limited: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -128,6 +136,9 @@ class Submission:
         self._bulk = bulk
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._looked = 0.0
+        #: Seconds that this process waited since, for an answer or for room.
+        self._waited = 0.0
+        self._queues = [*(embed_queue(model) for model in plan.models), QUEUE_AGGREGATE]
         self._seen: Job | None = None
         self._base = 0
         self._worked: tuple[Work, ...] = ()
@@ -210,6 +221,7 @@ class Submission:
             prune_note=prune_note,
             lacking=lacking,
             workers=[one.summary(seconds) for one in since(last.work, self._worked)],
+            producer_limited=round(progress.limiting / seconds, 3),
         )
 
     def _migrated(self) -> Job:
@@ -306,22 +318,21 @@ class Submission:
             self._patient(lambda: self._fleet.begin_bulk(self._collection, job))
         if self._pruning is not None:
             self._pruning.begin()
-        for window in windows(self._corpus.items(), self._settings):
+        for window, fresh, verdicts in self._asked_ahead(dead):
             if self._pruning is not None:
                 self._pruning.note(window)
             self._note_problems(job, window.problems)
             progress.read += len(window.chunks)
-            fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
-            for (kind, names), chunks in self._lacking(fresh).items():
+            for (kind, names), chunks in self._lacking(fresh, verdicts).items():
                 cost = vector_cost(self._plan, names)
                 for batch in cut_batches(chunks, self._settings, cost, self._limit // BATCHES_AT_LEAST):
                     self._stage(job, kind, names, batch)
-            if self._look(job).state == "cancelled":
+            if self._look(job, reading=True).state == "cancelled":
                 raise JobClosed(f"job {job} is cancelled; nothing more can be staged into it")
         # In a further pass, what the first wrote stands in the collection and would count twice.
         progress.skipped -= written
         progress.complete = True
-        self._look(job, force=True)
+        self._look(job, force=True, reading=True)
 
     def _note_problems(self, job: str, problems: list[Problem]) -> None:
         """Count what a rule left out; what should have been a chunk goes to the dead letters."""
@@ -344,14 +355,36 @@ class Submission:
     def _dead_ids(self, job: str) -> set[str]:
         return self._patient(lambda: {letter.id for letter in self._ledger.jobs.dead(job)})
 
-    def _lacking(self, chunks: list[Chunk]) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
+    def _asked_ahead(self, dead: set[str]) -> Iterator[tuple[Window, list[Chunk], Verdicts]]:
+        """Each window with its chunks that are not `dead`, and what the collection lacks of them: asked while
+        the window before is staged and the next one read. No verdict hangs on another window, for no id comes
+        twice. The first window comes at once: the fleet has nothing to do yet."""
+        before: tuple[Window, list[Chunk], Verdicts] | None = None
+        for number, window in enumerate(windows(self._corpus.items(), self._settings)):
+            fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
+            rows = [(chunk.id, chunk.content_hash, chunk.payload_hash) for chunk in fresh]
+            verdicts: Verdicts = list
+            if rows:
+                ask = partial(self._fleet.comparison, self._collection, self._names, rows)
+                verdicts = self._patient(ask)
+            if before is not None:
+                yield before
+                before = None
+            if number == 0:
+                yield window, fresh, verdicts
+            else:
+                before = (window, fresh, verdicts)
+        if before is not None:
+            yield before
+
+    def _lacking(
+        self, chunks: list[Chunk], verdicts: Verdicts
+    ) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
         """Group chunks by what the collection lacks of them; what lacks nothing is skipped."""
         groups: dict[tuple[Kind, tuple[str, ...]], list[Chunk]] = {}
-        if not chunks:
-            return groups
-        rows = [(chunk.id, chunk.content_hash, chunk.payload_hash) for chunk in chunks]
-        verdicts = self._patient(lambda: self._fleet.compare(self._collection, self._names, rows))
-        for chunk, (verdict, *lacking) in zip(chunks, verdicts, strict=True):
+        with self._waiting():
+            answers = self._patient(verdicts)
+        for chunk, (verdict, *lacking) in zip(chunks, answers, strict=True):
             match verdict:
                 case "same":
                     self.progress.skipped += 1
@@ -376,14 +409,15 @@ class Submission:
             self._say_waiting(
                 f"{staged.used >> 20} of {self._limit >> 20} MiB in flight are taken; waiting for the fleet"
             )
-            self._look(job)
-            time.sleep(LOOK)
+            self._look(job, reading=True)
+            with self._waiting():
+                time.sleep(LOOK)
         for step in staged:
             self._fleet.doorbell.ring(f"{job}.{self._next}", step)
         self._next += 1
         self.progress.staged += len(batch)
         self.progress.waiting = ""
-        self._look(job)
+        self._look(job, reading=True)
 
     def _drain(self, job: str) -> Job:
         """Wait until none of the job's batches is open."""
@@ -394,12 +428,18 @@ class Submission:
     def _seal(self, job: str) -> State:
         return self._patient(lambda: self._ledger.jobs.seal(job))
 
-    def _look(self, job: str, *, force: bool = False) -> Job:
-        """Ask the ledger how far the job is, at most every LOOK seconds, and report it."""
+    def _look(self, job: str, *, force: bool = False, reading: bool = False) -> Job:
+        """Ask the ledger how far the job is, at most every LOOK seconds, and report it.
+
+        While the corpus is read, this process is the limit if nothing waits for the fleet.
+        """
         now = time.monotonic()
         if not force and now - self._looked < LOOK and self._seen is not None:
             return self._seen
-        self._looked = now
+        busy = now - self._looked - self._waited
+        self._looked, self._waited = now, 0.0
+        if reading and busy > 0 and not self._patient(self._anything_waits):
+            self.progress.limiting += busy
         self._patient(lambda: self._ledger.jobs.hold(job, self._holder))
         seen = self._patient(lambda: self._ledger.jobs.get(job))
         self._seen = seen
@@ -412,6 +452,18 @@ class Submission:
     def _say_data_lost() -> None:
         # The collection is the final ledger.
         log.warning("Redis has lost data; what is not stored yet is staged anew")
+
+    def _anything_waits(self) -> bool:
+        """Whether a step was rung for that no process has received yet."""
+        return any(self._fleet.doorbell.waiting(queue) for queue in self._queues)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
 
     def _say_waiting(self, reason: str) -> None:
         self.progress.waiting = reason

@@ -45,6 +45,8 @@ from registry.settings import Settings, load_settings
 
 #: Exit code of a submission that ended with dead letters.
 EXIT_DEAD = 3
+#: From this share of the time on, it is said that the producer was the limit.
+LIMITED = 0.1
 
 
 @click.command()
@@ -269,6 +271,11 @@ def tell(summary: Summary, settings: Settings, *, as_json: bool) -> None:
     )
     for row in summary.workers:
         click.echo(f"  {told(row)}")
+    if summary.done and summary.producer_limited >= LIMITED:
+        click.echo(
+            f"the producer was the limit for {summary.producer_limited:.0%} of the time: it read, and "
+            "nothing waited for the fleet; several shards at once (--shard) read faster"
+        )
     if summary.ignored:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.ignored_reasons.items()))
         click.echo(f"left out: {reasons}")

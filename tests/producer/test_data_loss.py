@@ -57,9 +57,9 @@ class InProcessFleet:
     def open_collection(self, _name: str, plan: Plan) -> Any:
         return SimpleNamespace(plan=plan)
 
-    def compare(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
+    def comparison(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
         self.before("compare")
-        return [["same" if self.stored.get(row[0]) == row[1] else "absent"] for row in rows]
+        return lambda: [["same" if self.stored.get(row[0]) == row[1] else "absent"] for row in rows]
 
     def migrate(self, _name: str, _plan: Plan, started: int) -> bool:
         self.before("migrate")
@@ -73,6 +73,9 @@ class InProcessFleet:
         self._rings.put((batch, step))
         if step == f"embed.{self._plan.models[-1]}":
             self.before("staged")
+
+    def waiting(self, _queue: str) -> int:
+        return self._rings.qsize()
 
     def _serve(self) -> None:
         reconciler = Reconciler(self.ledger, lambda *ring: self._rings.put(ring), lambda _queue: 0)
