@@ -17,7 +17,7 @@ from registry.settings import Settings
 from tests.fleet.faulty_worker import MODEL
 from tests.fleet.test_stuck import Watched
 from tests.fleet.test_stuck import watched as watched  # a fixture
-from worker.embedder import EmbedWorker
+from worker.embedder import MOST_QUERIES, EmbedWorker
 
 pytestmark = pytest.mark.fleet
 
@@ -56,6 +56,21 @@ def test_a_query_waits_for_no_batch_and_both_consumers_come_back_from_a_lost_con
         assert len(unpack_part(blob)) == 1
         assert (worker.leased(), worker.waiting()) == (EmbedWorker.threads, 1), "it waited for a batch"
     assert (worker.child.restarts, worker.child.last_exit) == (0, None)
+
+
+def test_queries_at_work_keep_no_step_waiting_for_a_slot(
+    watched: Callable[..., Watched], fleet: Fleet, eventually: Callable[..., Any]
+) -> None:
+    worker = watched("none", PACE)
+    # Two seconds on the device each.
+    texts = {"texts": ["a query"] * MOST_QUERIES}
+    asked = [fleet.ask(TASK_EMBED_QUERY, query_queue(MODEL), texts) for _ in range(EmbedWorker.answering)]
+    eventually(lambda: worker.ledger.redis.hlen(BROKER_PREFIX + "unacked") == len(asked))
+    worker.stage(TEXT, COUNT)
+    eventually(worker.leased)
+    assert worker.ledger.redis.hlen(BROKER_PREFIX + "unacked") == len(asked) + 1, "it waited for a query"
+    for pending in asked:
+        assert fleet.answer(pending)
 
 
 def test_a_worker_that_is_asked_to_stop_loses_no_query(
