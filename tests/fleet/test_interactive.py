@@ -78,11 +78,16 @@ def test_a_worker_that_is_asked_to_stop_loses_no_query(
 ) -> None:
     worker = watched("none", PACE)
     fill(worker, eventually)
-    asked = [
-        fleet.ask(TASK_EMBED_QUERY, query_queue(MODEL), {"texts": [f"query {i}"]})
-        for i in range(2 * EmbedWorker.answering)
-    ]
+    asked = []
+
+    def ask(count: int) -> None:
+        for i in range(count):
+            asked.append(fleet.ask(TASK_EMBED_QUERY, query_queue(MODEL), {"texts": [f"query {i}"]}))
+
+    # One that it is at, and some while its consumer, though stopping, still listens.
+    ask(1)
     os.kill(worker.child.pid, signal.SIGTERM)
+    ask(3)
     eventually(lambda: worker.child.last_exit is not None, 60)
     assert worker.child.last_exit == 0
     assert not worker.ledger.redis.hlen(BROKER_PREFIX + "unacked")
