@@ -29,8 +29,6 @@ _TRANSPORT: dict[str, Any] = {
     "unacked_mutex_expire": 20,
     # One Redis list per queue, so that LLEN is the queue's length.
     "priority_steps": [0],
-    # Queues are served in the order they are listed: requests before bulk work.
-    "queue_order_strategy": "priority",
     # Without it a publish hangs while Redis is frozen. On connections that a router forgot, a consumer waits
     # for as long several times in a row: for its acknowledgement, its events, its sweep.
     "socket_timeout": 10,

@@ -316,7 +316,7 @@ class EdgeCollection:
         """See EngineCollection.reading: the shard, held in place."""
         while True:
             shard = self.shard
-            with shard.lock:
+            with shard.lock.first:
                 if shard is self.shard:
                     yield shard
                     return

@@ -17,21 +17,23 @@ from store.layout import OVERSAMPLING, quantized
 from store.points import STARTED, content_hash_of
 from store.vectors import nbytes
 
-#: Vectors written by one operation, in bytes: more holds the interpreter longer at once (20 ms for this), and
-#: as Python floats they are eight times as large.
-SLICE_BYTES = 4 << 20
+#: Points, and bytes of their vectors, written by one operation. Edge holds the interpreter meanwhile, about
+#: 5 ms for either, and readers wait; half as many would cost a write 5 % more. As Python floats, vectors are
+#: eight times as large.
+SLICE_POINTS = 64
+SLICE_BYTES = 1 << 20
 
 _Row = TypeVar("_Row")
 
 
 def slices(points: Sequence[Point]) -> Iterator[tuple[list[Point], int]]:
-    """The points in runs of about SLICE_BYTES, each with its size in bytes."""
+    """The points in runs of at most SLICE_POINTS and about SLICE_BYTES, each with its size in bytes."""
     some: list[Point] = []
     size = 0
     for point in points:
         some.append(point)
         size += sum(nbytes(vector) for vector in point.vectors.values())
-        if size >= SLICE_BYTES:
+        if size >= SLICE_BYTES or len(some) == SLICE_POINTS:
             yield some, size
             some, size = [], 0
     if some:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import qdrant_edge as edge
 
+from registry.progress import Turn
 from store.edge_words import config, creation
 from store.layout import PAYLOAD_INDEXES, Layout
 from store.meta import sync_path
@@ -24,12 +25,12 @@ class Shard:
     """An open shard. Its calls may come from any thread; `lock` makes several of them one.
 
     Edge holds the interpreter during every call, so calls never overlap anyway; the lock keeps a shard from
-    being replaced between two.
+    being replaced between two, and lets a reader in before the next write.
     """
 
     def __init__(self, directory: Path, opened: edge.EdgeShard) -> None:
         self.directory = directory
-        self.lock = threading.RLock()
+        self.lock = Turn()
         self._edge = opened
         self._syncing = threading.Lock()
         self._written = 0
@@ -68,13 +69,13 @@ class Shard:
 
     @property
     def read(self) -> edge.EdgeShard:
-        """Edge's own handle, for reading; hold `lock`."""
+        """Edge's own handle, for reading; hold `lock.first`."""
         return self._edge
 
     @property
     def points(self) -> int:
         """How many points stand."""
-        with self.lock:
+        with self.lock.first:
             return self._edge.info().points_count
 
     def write(self, operations: Iterable[edge.UpdateOperation], nbytes: int) -> int:
@@ -82,8 +83,9 @@ class Shard:
 
         Returns the ticket with which `sync` makes them safe from a power cut, too.
         """
+        ready = list(operations)
         with self.lock:
-            for operation in operations:
+            for operation in ready:
                 self._edge.update(operation)
             self._written += 1
             self._unflushed += nbytes
@@ -120,7 +122,7 @@ class Shard:
             self._unflushed = 0
 
     def close(self) -> None:
-        """Flush and let go of the files; do not hold `lock`."""
+        """Flush and let go of the files; do not hold `lock.first`."""
         with self._syncing, self.lock:
             self._edge.flush()
             self._edge.close()

@@ -17,7 +17,7 @@ from registry.settings import Settings
 from tests.fleet.faulty_worker import MODEL
 from tests.fleet.test_stuck import Watched
 from tests.fleet.test_stuck import watched as watched  # a fixture
-from worker.embedder import EmbedWorker
+from worker.embedder import MOST_QUERIES, EmbedWorker
 
 pytestmark = pytest.mark.fleet
 
@@ -58,16 +58,36 @@ def test_a_query_waits_for_no_batch_and_both_consumers_come_back_from_a_lost_con
     assert (worker.child.restarts, worker.child.last_exit) == (0, None)
 
 
+def test_queries_at_work_keep_no_step_waiting_for_a_slot(
+    watched: Callable[..., Watched], fleet: Fleet, eventually: Callable[..., Any]
+) -> None:
+    worker = watched("none", PACE)
+    # Two seconds on the device each.
+    texts = {"texts": ["a query"] * MOST_QUERIES}
+    asked = [fleet.ask(TASK_EMBED_QUERY, query_queue(MODEL), texts) for _ in range(EmbedWorker.answering)]
+    eventually(lambda: worker.ledger.redis.hlen(BROKER_PREFIX + "unacked") == len(asked))
+    worker.stage(TEXT, COUNT)
+    eventually(worker.leased)
+    assert worker.ledger.redis.hlen(BROKER_PREFIX + "unacked") == len(asked) + 1, "it waited for a query"
+    for pending in asked:
+        assert fleet.answer(pending)
+
+
 def test_a_worker_that_is_asked_to_stop_loses_no_query(
     watched: Callable[..., Watched], fleet: Fleet, eventually: Callable[..., Any]
 ) -> None:
     worker = watched("none", PACE)
     fill(worker, eventually)
-    asked = [
-        fleet.ask(TASK_EMBED_QUERY, query_queue(MODEL), {"texts": [f"query {i}"]})
-        for i in range(2 * EmbedWorker.answering)
-    ]
+    asked = []
+
+    def ask(count: int) -> None:
+        for i in range(count):
+            asked.append(fleet.ask(TASK_EMBED_QUERY, query_queue(MODEL), {"texts": [f"query {i}"]}))
+
+    # One that it is at, and some while its consumer, though stopping, still listens.
+    ask(1)
     os.kill(worker.child.pid, signal.SIGTERM)
+    ask(3)
     eventually(lambda: worker.child.last_exit is not None, 60)
     assert worker.child.last_exit == 0
     assert not worker.ledger.redis.hlen(BROKER_PREFIX + "unacked")

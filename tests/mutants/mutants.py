@@ -150,8 +150,8 @@ MUTANTS = (
     Mutant(
         "the watchdog does not see messages that nobody takes",
         "worker/watchdog.py",
-        "idle = self._is_well() and not self._works and not taken\n",
-        "idle = False\n",
+        "if self._is_well() and not lane & busy}\n",
+        "if False}\n",
         ("tests/worker/test_watchdog.py",),
     ),
     Mutant(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from registry.errors import StoreRefused, StoreUnavailable
 from registry.index import Index, VectorIndex
 from registry.plan import Plan
 from store.edge import EdgeStore
+from store.edge_operations import SLICE_POINTS
+from store.edge_shard import Shard
 
 CRASH = Path(__file__).with_name("crash.py")
 ROOT = Path(__file__).parents[2]
@@ -341,6 +343,47 @@ def test_batches_larger_than_one_operation_arrive_whole(edge, narrow, make_point
     edge.open("c", narrow)
     points = fill(edge, narrow, make_point, 25)
     assert len(edge.standing("c", [p.id for p in points])) == 25
+
+
+class Calls:
+    """Edge's handle, which says what is called, and whose first write waits until a reader does."""
+
+    def __init__(self, shard: Shard, until: Callable[[], object]) -> None:
+        self.order: list[str] = []
+        self._real = shard.read
+        self._until = until
+
+    def update(self, operation: object) -> None:
+        self.order.append("write")
+        if len(self.order) == 1:
+            self._until()
+        self._real.update(operation)
+
+    def retrieve(self, *arguments: object) -> object:
+        self.order.append("read")
+        return self._real.retrieve(*arguments)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+
+def test_a_reader_waits_for_one_call_of_a_write_and_for_no_further(
+    edge, narrow, make_point, eventually, monkeypatch
+):
+    edge.open("c", narrow)
+    shard = edge._open["c"].shard
+    reader = threading.Thread(target=lambda: edge.standing("c", [chunk_id("1")]))
+
+    def a_reader_comes() -> None:
+        reader.start()
+        eventually(lambda: shard.lock._waiting[True] == 1)
+
+    calls = Calls(shard, a_reader_comes)
+    monkeypatch.setattr(shard, "_edge", calls)
+    edge.upsert("c", [make_point(narrow, i) for i in range(3 * SLICE_POINTS)], 1000)
+    reader.join(20)
+    assert calls.order == ["write", "read", "write", "write"]
+    monkeypatch.undo()
 
 
 def test_the_log_that_is_synced_is_where_the_engine_keeps_it(root, edge, narrow, make_point):
