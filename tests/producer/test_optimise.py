@@ -15,7 +15,7 @@ from registry.errors import StoreUnavailable
 
 
 def state(status: str, indexed: int = 0, loads: tuple[str, ...] = (), failure: str = "") -> Indexing:
-    return Indexing(status, failure, indexed, 500_000, [{"job": job, "since": 1000} for job in loads])
+    return Indexing(status, failure, indexed, 500_000, [{"job": job, "since": 864_000_000} for job in loads])
 
 
 class Clock:
@@ -61,7 +61,7 @@ def test_a_moment_of_green_is_not_the_end(capsys: pytest.CaptureFixture[str]) ->
     assert wait_until_indexed(asked, "c", as_json=False) == built
     assert asked.left == [built]
     said = capsys.readouterr().err
-    assert "in bulk mode since 1970-01-01" in said
+    assert "in bulk mode since 1970-01-1" in said
     assert "for a, b" in said
     assert "indexing: 120,000 of 500,000 vectors" in said
 
