@@ -75,6 +75,8 @@ class EdgeStore(CheckedStore):
             self.maintain(name)
         except V5Error as error:
             log.warning("collection %r: indexing it waits: %s", name, error)
+        except Exception:
+            log.exception("collection %r: indexing it failed; it is tried again", name)
 
     def _forget(self, name: str) -> None:
         """Nobody else changes what stands in this process' directory."""

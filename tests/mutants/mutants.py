@@ -168,4 +168,11 @@ MUTANTS = (
         "if True:",
         ("tests/worker/test_budget.py", "-k", "poisoned"),
     ),
+    Mutant(
+        "indexing is put off before it is noted what stood",
+        "store/checked.py",
+        "        former = loads[0].former if loads else state.threshold\n",
+        "        former = loads[0].former if loads else state.threshold\n        found.set_threshold(0)\n",
+        ("tests/store/test_bulk.py", "-k", "grpc and anywhere"),
+    ),
 )

@@ -210,5 +210,5 @@ def test_the_embedded_store_builds_at_once_when_asked(
     store.settle_bulk("c", wants())
     assert store.indexing("c", begin=False).status == "grey"
     assert store.indexing("c", begin=True).status == "grey"
-    eventually(lambda: store.indexing("c", begin=False).status == "green")
+    eventually(lambda: store.indexing("c", begin=True).status == "green", 100)
     store.close()
