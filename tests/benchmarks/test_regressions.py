@@ -71,7 +71,7 @@ def test_the_encoder_is_faster_than_sentence_transformers(chunks: list[str]) -> 
         lambda: plain.encode(texts, show_progress_bar=False),
     )
     print(f"encoder: {theirs / ours:.2f} times as fast")
-    assert theirs / ours >= 1.15
+    assert theirs / ours >= 1.3
 
 
 def test_little_of_a_batch_is_padding(chunks: list[str]) -> None:
@@ -105,4 +105,4 @@ def test_a_corpus_is_cut_at_a_small_multiple_of_parsing_it(tmp_path: Path) -> No
 
     cutting, parsing = in_turns(cut, parse)
     print(f"cutting: {cutting / parsing:.1f} times parsing")
-    assert cutting / parsing <= 40
+    assert cutting / parsing <= 30
