@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Passed to pip as they are, for example an index with the CPU build of torch.
 PIP_ARGS ?=
-# Passed to `v5 quickstart` (--keep), `make chaos` (--jobs 3, --json FILE), `make mutants` (words).
+# Passed to `v5 quickstart` (--keep), `make chaos` (--jobs 3, --json FILE), `make mutants` (words), `make bench`
+# (--only peers,overhead).
 ARGS ?=
 # Tests at once: those of fleets wait for processes more than they compute.
 WORKERS ?= 3
@@ -24,7 +25,7 @@ help:
 	@echo "make chaos        a fleet under random faults, against an oracle (RUNS=200, or SEED=7 replays one)"
 	@echo "make mutants      the project broken on purpose, to see tests fail (ARGS=lease: those with that word)"
 	@echo "make soak         memory of Redis and the producer over long jobs, every figure shown"
-	@echo "make bench        the benchmarks (on an idle machine)"
+	@echo "make bench        the benchmarks (on an idle machine, 20 minutes; ARGS='--only peers')"
 	@echo "make clean        remove .venv and caches"
 
 $(VENV)/bin/python:
@@ -70,10 +71,7 @@ soak: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet -rP -m soak tests/soak
 
 bench: $(VENV)/.tests
-	$(BIN)/python -m benchmarks.encoders --json benchmarks/results/encoders.json
-	$(BIN)/python -m benchmarks.overhead --json benchmarks/results/overhead.json
-	$(BIN)/python -m benchmarks.staging --json benchmarks/results/staging.json
-	$(BIN)/python -m benchmarks.memory --json benchmarks/results/memory.json
+	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

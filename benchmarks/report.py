@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+#: Columns of a table that does not go to a terminal.
+WIDTH = 160
 _NAMED = ("torch", "onnxruntime", "sentence-transformers", "transformers", "numpy", "celery", "redis")
 
 
@@ -81,7 +84,8 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console().print(table)
+    # A file has no width, and a table cut to 80 columns would lose its figures.
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def _cell(value: object) -> str:
