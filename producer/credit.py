@@ -37,11 +37,11 @@ def vector_cost(plan: Plan, names: Sequence[str]) -> Callable[[int], int]:
         for kind in plan.kinds(model):
             width = spec.output(kind).dimension
             if kind == "dense":
-                fixed += width * 4
+                fixed += width * plan.value_bytes
                 continue
             fixed += _OFFSET
             prompt = len(plan.space(model, kind).prompt_document.encode())
-            each = width * 4 if kind == "multi" else _SPARSE_ENTRY
+            each = width * plan.value_bytes if kind == "multi" else _SPARSE_ENTRY
             growing.append((prompt + 8, _most_entries(plan, spec, kind), each))
 
     def cost(size: int) -> int:

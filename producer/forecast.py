@@ -30,7 +30,7 @@ BYTES_PER_TOKEN = {"BertModel": 3.5, "XLMRobertaModel": 3.2, "Qwen2Model": 3.2, 
 _FALLBACK = 3.0
 #: What a point's payload holds beside text and the chunk's own keys: hashes, job, token counts. Bytes.
 _OWN_PAYLOAD = 250
-#: Bytes in Redis per value: of a vector, and of a sparse entry (an int64 id, a float32 weight).
+#: Bytes per value of a vector, and in Redis per sparse entry (an int64 id, a float32 weight).
 _FLOAT, _SPARSE = 4, 12
 
 
@@ -225,9 +225,9 @@ def _in_redis(found: Forecast, name: str) -> int:
         width = embedder(name).output(kind).dimension
         match kind:
             case "dense":
-                total += found.chunks * width * _FLOAT
+                total += found.chunks * width * found.plan.value_bytes
             case "multi":
-                total += tokens * width * _FLOAT
+                total += tokens * width * found.plan.value_bytes
             case "sparse":
                 total += tokens * _SPARSE
     return total

@@ -298,6 +298,12 @@ class Submission:
         job = self._look(job.id, force=True)
         # What an earlier run staged is found in the collection by the coming pass.
         self._base, self._next, self._worked = job.done, job.next, job.work
+        if job.plan.transport != self._plan.transport:
+            # Its workers go by the job's plan, and so must what is reserved for them.
+            log.warning(
+                "job %s was begun with vectors sent as %s, and goes on so", job.id, job.plan.transport
+            )
+            self._plan = self._plan.model_copy(update={"transport": job.plan.transport})
         self.progress.done = 0
         return job
 

@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from registry.index import PROFILES
-from registry.plan import Ensemble, Plan, make_plan
+from registry.plan import Ensemble, Plan, Transport, make_plan
 from registry.serving import TRUNCATIONS
 from registry.settings import Settings
 
@@ -73,6 +73,11 @@ def plan_options(function: F) -> F:
             type=click.Choice(TRUNCATIONS),
             help="A text over a model's limit is cut (default), refused, or embedded in windows and pooled.",
         ),
+        click.option(
+            "--transport",
+            type=click.Choice(get_args(Transport)),
+            help="How vectors travel through Redis: float32 (default), or float16 in half the bytes.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -89,10 +94,11 @@ def read_plan(
     tasks: tuple[str, ...],
     variants: tuple[str, ...] = (),
     truncate: str | None = None,
+    transport: str | None = None,
 ) -> Plan | None:
     """The plan that the options describe; None if they say nothing. Raises PlanError or a usage error."""
     if primary is None:
-        if companions or outputs or matryoshka or ensemble or tasks or variants or truncate:
+        if any((companions, outputs, matryoshka, ensemble, tasks, variants, truncate, transport)):
             raise click.UsageError("a plan needs --primary MODEL; `v5 models` lists the models")
         return None
     fields: dict[str, Any] = {
@@ -102,6 +108,7 @@ def read_plan(
         "tasks": dict(_pairs("--task", tasks)),
         "variants": dict(_pairs("--variant", variants)),
         "truncate": truncate or "cut",
+        "transport": transport or "float32",
         "fake": settings.made_up,
     }
     try:

@@ -15,6 +15,7 @@ from registry.models import DEFAULT_ENSEMBLE, DEFAULT_PRIMARY, ModelSpec, Output
 from registry.serving import served
 from registry.spaces import VectorSpace, space_of
 
+Transport = Literal["float32", "float16"]
 EnsembleMethod = Literal["weighted_average", "max_pooling", "concat"]
 ENSEMBLE_NAME = "ensemble"
 
@@ -77,6 +78,8 @@ class Plan(BaseModel):
     truncate: Truncation = "cut"
     #: How the collection stores and indexes the vectors; no part of what the vectors are.
     index: Index = Index()
+    #: Number format of vectors on their way through Redis; no part of a space, but noted beside it.
+    transport: Transport = "float32"
     #: True for vectors made up by the test encoders; they live in spaces of their own.
     fake: bool = False
 
@@ -196,6 +199,11 @@ class Plan(BaseModel):
         }
         return [word for option, value in given.items() if value for word in (option, value)]
 
+    @property
+    def value_bytes(self) -> int:
+        """Of each value of a dense or multi-vector on its way through Redis."""
+        return 2 if self.transport == "float16" else 4
+
     def vectors(self) -> tuple[NamedVector, ...]:
         """Every named vector, primary's first; names are unique."""
         found: list[NamedVector] = []
@@ -249,7 +257,8 @@ class Plan(BaseModel):
 
     def describe(self) -> str:
         """One line for people: `a (384) + b (1024)`, and what is unusual about them."""
-        return " + ".join(f"{v.name} ({', '.join(self._facts(v))})" for v in self.vectors())
+        said = " + ".join(f"{v.name} ({', '.join(self._facts(v))})" for v in self.vectors())
+        return said if self.transport == "float32" else f"{said}, sent as {self.transport}"
 
     def _facts(self, vector: NamedVector) -> list[str]:
         facts = [str(vector.dimension) if vector.dimension else "sparse"]

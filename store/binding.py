@@ -286,6 +286,7 @@ def _both(standing: Plan, offered: Plan) -> Plan:
         tasks=tasks,
         variants=variants,
         truncate=offered.truncate,
+        transport=offered.transport,
         index=standing.index,
         fake=offered.fake,
     )

@@ -30,6 +30,7 @@ from worker.encoders.factory import load_encoder, warm_up
 from worker.encoders.loop import PROBE
 from worker.encoders.probe import probe
 from worker.golden_gate import GoldenGate
+from worker.half_precision import halved
 from worker.isolation import Gate, Isolation
 from worker.licence import notice
 from worker.pace import Pace
@@ -137,7 +138,7 @@ class EmbedWorker(FleetProcess):
             with self._isolation.gate.shared():
                 gate.leave()
         part = replace(part, notes={**part.notes, "goldens": passed})
-        blob = pack_part(part)
+        blob = pack_part(halved(part) if taken.plan.transport == "float16" else part)
         self.ledger.steps.put_part(taken, blob)
         record = PartRecord(
             token=taken.token,

@@ -76,7 +76,10 @@ def up(
     else:
         state = read_state(settings)
         standing = plan_from_json(state["plan"]) if state else None
-        if standing is not None and standing.fingerprint != plan.fingerprint:
+        if standing is not None and (standing.fingerprint, standing.transport) != (
+            plan.fingerprint,
+            plan.transport,
+        ):
             raise FleetError(
                 f"a fleet for another plan runs in {layout.root} ({standing.describe()}); "
                 "stop it with `v5 down` first"

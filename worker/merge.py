@@ -15,6 +15,7 @@ from registry.codecs import Dense, Multi, Part, Sparse
 from registry.errors import CodecError
 from registry.plan import NamedVector, Plan
 from store.base import SparseVector, Vector
+from worker.half_precision import widened
 
 Matrix = npt.NDArray[np.float32]
 
@@ -123,7 +124,8 @@ def _column(vector: NamedVector, parts: Mapping[str, Part]) -> Matrix | Sparse |
             method, weights = json.loads(vector.recipe)
             return fuse([_dense(parts, model) for model in vector.models], method, weights)
         case _:
-            found = _output(parts, vector.models[0], vector.kind)
+            output = _output(parts, vector.models[0], vector.kind)
+            found = widened(output, normalised=vector.spaces[0].normalised)
             return np.asarray(found.values, np.float32) if isinstance(found, Dense) else found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from registry.codecs import Part
+from registry.models import OutputKind
 from registry.plan import Plan
 from store.base import Store
 
@@ -31,13 +32,13 @@ class NumericsRecords:
 
     def settle(self, collection: str, plan: Plan, names: Sequence[str], parts: Mapping[str, Part]) -> None:
         """Note how these parts were made, for each named vector that comes of them. Raises as Store.note."""
-        facts = {model: fact_of(model, part) for model, part in parts.items()}
-        wanted = {
-            _key(vector.name, facts[model]): facts[model]
+        facts = [
+            (vector.name, fact_of(model, parts[model], vector.kind))
             for vector in plan.vectors()
             if vector.name in set(names)
             for model in vector.models
-        }
+        ]
+        wanted = {_key(name, fact): fact for name, fact in facts}
         with self._lock:
             if wanted.keys() <= self._noted.get(collection, set()):
                 return
@@ -53,9 +54,11 @@ class NumericsRecords:
             self._noted.pop(collection, None)
 
 
-def fact_of(model: str, part: Part) -> Fact:
-    """What decides a part's numbers beside its space; `device` is its kind."""
+def fact_of(model: str, part: Part, kind: OutputKind) -> Fact:
+    """What decides the numbers of a part's output beside its space; `device` is its kind. `transport` is the
+    format in which they travelled, and only there if that is not float32."""
     notes = part.notes
+    travelled = str(part.vectors[kind].values.dtype) if kind in part.vectors else "float32"
     return {
         "model": model,
         "backend": str(notes.get("backend", "")),
@@ -63,6 +66,7 @@ def fact_of(model: str, part: Part) -> Fact:
         "dtype": str(notes.get("dtype", "")),
         "tf32": bool(notes.get("tf32", False)),
         "quantization": str(notes.get("quantization", "")),
+        **({} if travelled == "float32" else {"transport": travelled}),
     }
 
 

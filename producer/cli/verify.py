@@ -82,4 +82,6 @@ def verify(collection: str, shard: Shard | None, as_json: bool, **options: Any) 
 def _said(fact: dict[str, Any]) -> str:
     """One way in which vectors were made, for people."""
     words = [fact["dtype"], fact["quantization"], "TF32" if fact["tf32"] else ""]
+    if transport := fact.get("transport"):
+        words.append(f"(sent as {transport})")
     return f"{fact['model']} in {' '.join(filter(None, words))} by {fact['backend']} on {fact['device']}"

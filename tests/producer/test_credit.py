@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ledger.ledger import Ledger
 from producer.batching import cut_batches
+from producer.corpus import open_corpus
 from producer.credit import vector_bytes, vector_cost
+from producer.submission import Submission
 from registry.chunks import Chunk
-from registry.codecs import Dense, Multi, Part, Sparse, pack_part
+from registry.codecs import Dense, Multi, Part, Sparse, pack_chunks, pack_part
 from registry.models import OutputKind
 from registry.plan import make_plan
-from registry.settings import load_settings
+from registry.settings import Settings, load_settings
 from worker.encoders.encode import encode
 from worker.encoders.fake import FakeEncoder
+from worker.half_precision import halved
 
 MINI, BGE = "qdrant-minilm-onnx", "bge-m3"
 CHUNKS = [Chunk(str(i), "word " * count) for i, count in enumerate((1, 500, 40_000))]
 
 
+@pytest.mark.parametrize("transport", ["float32", "float16"])
 @pytest.mark.parametrize("truncate", ["cut", "split-and-pool"])
 @pytest.mark.parametrize("kind", ["dense", "sparse", "multi"])
-def test_a_part_fits_into_what_was_reserved(truncate: str, kind: OutputKind) -> None:
-    plan = make_plan(primary=BGE, outputs={BGE: (kind,)}, truncate=truncate, fake=True)
+def test_a_part_fits_into_what_was_reserved(truncate: str, kind: OutputKind, transport: str) -> None:
+    plan = make_plan(primary=BGE, outputs={BGE: (kind,)}, truncate=truncate, transport=transport, fake=True)
     names = [vector.name for vector in plan.vectors()]
     encoder = FakeEncoder(plan.served(BGE), "", load_settings())
     texts = [chunk.text for chunk in CHUNKS]
     part = encode(encoder, texts, "document", [kind], device_lock=threading.Lock())
-    assert len(pack_part(part)) <= vector_bytes(plan, names, CHUNKS)
+    sent = halved(part) if transport == "float16" else part
+    assert len(pack_part(sent)) <= vector_bytes(plan, names, CHUNKS)
+
+
+@pytest.mark.parametrize("kinds", [("dense",), ("dense", "multi")])
+def test_in_float16_half_is_reserved_and_half_is_forecast(kinds: Sequence[OutputKind]) -> None:
+    """What a sparse weight takes stays: it may have to travel in float32."""
+    whole, half = (
+        make_plan(primary=BGE, outputs={BGE: kinds}, transport=transport, fake=True)
+        for transport in ("float32", "float16")
+    )
+    names = [vector.name for vector in whole.vectors()]
+    # Beside the values: the part's own bytes, and each text's token counts and offset.
+    beside = 4096 + len(CHUNKS) * (8 + 8 * ("multi" in kinds))
+    assert (vector_bytes(whole, names, CHUNKS) - beside) == 2 * (vector_bytes(half, names, CHUNKS) - beside)
+
+
+def test_an_adopted_job_reserves_for_the_format_it_was_begun_with(
+    ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"id": "a", "text": "a text"}))
+    corpus = open_corpus([path], root=None, settings=settings)
+    begun, again = (make_plan(primary=BGE, transport=t, fake=True) for t in ("float32", "float16"))
+    job, _ = ledger.jobs.open("c", begun, corpus.sources)
+    fleet = SimpleNamespace(settings=settings, ledger=ledger, doorbell=SimpleNamespace(ring=lambda *_: True))
+    submission = Submission(fleet, corpus, "c", again)  # type: ignore[arg-type]
+    assert submission._open().id == job.id
+    submission._limit = 1 << 30
+    submission._stage(job.id, "upsert", (BGE,), CHUNKS[:1])
+    reserved = len(pack_chunks(CHUNKS[:1])) + vector_bytes(begun, [BGE], CHUNKS[:1])
+    assert ledger.reserved() == reserved
 
 
 def test_windows_may_take_more_than_the_models_limit_and_rows_never_more_than_the_store() -> None:

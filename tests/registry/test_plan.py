@@ -7,6 +7,7 @@ import pytest
 from registry.errors import PlanError, SpaceMismatch, UnknownModel
 from registry.plan import Ensemble, make_plan, plan_from_json
 from registry.spaces import require_same
+from store.binding import Binding
 
 CODE, BGE, V4 = "jina-code-embeddings-1.5b", "bge-m3", "jina-embeddings-v4"
 
@@ -98,4 +99,31 @@ def test_the_fingerprints_of_released_spaces_do_not_change() -> None:
     assert [v.fingerprint for v in plan.vectors()] == PINNED
 
 
+def test_a_plan_written_before_it_had_a_transport_is_read_and_is_the_same_plan() -> None:
+    plan = plan_from_json(WRITTEN)
+    assert plan.transport == "float32"
+    assert plan.fingerprint == "7958be42b337232c"
+    half = plan.model_copy(update={"transport": "float16"})
+    assert half.fingerprint == plan.fingerprint
+    assert plan_from_json(half.model_dump_json()) == half
+    assert (plan.describe() in half.describe(), half.describe() == plan.describe()) == (True, False)
+    record = Binding.of(plan).to_json()
+    del record["plan"]["transport"]
+    binding = Binding.from_json(record)
+    assert binding.plan == plan
+    # It is no part of what a vector is: nothing is to be added or migrated.
+    assert binding.extended(half, "it") is binding
+    assert binding.changes(half, "it") == []
+
+
+#: As a collection's record and an open job of an earlier version hold it.
+WRITTEN = (
+    '{"primary":"jina-code-embeddings-1.5b","companions":["bge-m3"],"outputs":{"bge-m3":["dense","sparse","multi"]},'
+    '"matryoshka":{"jina-code-embeddings-1.5b":[256]},"ensemble":{"members":["jina-code-embeddings-1.5b","bge-m3"],'
+    '"method":"weighted_average","weights":[]},"tasks":{},"variants":{},"truncate":"cut","index":{"dense":{"m":16,'
+    '"ef_construct":100,"full_scan_kb":10000,"quantization":"","quantile":null,"always_ram":true,"half":false,'
+    '"on_disk":false,"graph_on_disk":false},"multi":{"m":0,"ef_construct":100,"full_scan_kb":10000,"quantization":"",'
+    '"quantile":null,"always_ram":true,"half":true,"on_disk":true,"graph_on_disk":false},"sparse_on_disk":false,'
+    '"payload_on_disk":true,"vectors":{}},"fake":false}'
+)
 PINNED = ["1fbd4fdcfb83e559", "0036dc899df7cecf"]

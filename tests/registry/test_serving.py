@@ -63,8 +63,11 @@ def test_what_is_no_variant_or_treatment_is_refused(fields: dict[str, object], s
 def test_the_command_lines_options_make_the_plan() -> None:
     plan = read_plan(load_settings(), ONNX, (), (), (), None, (), (f"{ONNX}=int8",), "fail")
     assert plan == Plan(primary=ONNX, variants={ONNX: "int8"}, truncate="fail")
-    with pytest.raises(click.UsageError, match="--primary"):
-        read_plan(load_settings(), None, (), (), (), None, (), (), "fail")
+    half = read_plan(load_settings(), ONNX, (), (), (), None, (), transport="float16")
+    assert half == Plan(primary=ONNX, transport="float16")
+    for options in ({"truncate": "fail"}, {"transport": "float16"}):
+        with pytest.raises(click.UsageError, match="--primary"):
+            read_plan(load_settings(), None, (), (), (), None, (), **options)
 
 
 @pytest.mark.parametrize(
