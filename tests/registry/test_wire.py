@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from registry.celery_app import make_app
 from registry.errors import CodecError, UsageError
 from registry.messages import Request, Ring
-from registry.settings import load_settings
+from registry.settings import Settings, load_settings
 
 
 def test_a_ring_is_what_it_says() -> None:
@@ -74,3 +75,17 @@ def test_the_application_trusts_nothing_from_the_wire(tmp_path: Path) -> None:
     assert conf.broker_transport_options["global_keyprefix"] == "v5:mq:"
     assert conf.broker_transport_options["priority_steps"] == [0]
     assert conf.broker_url.startswith("redis+socket://")
+
+
+def test_a_channel_has_one_client_until_its_pool_is_gone(
+    settings: Settings, redis_server: subprocess.Popen[bytes]
+) -> None:
+    with make_app(settings).connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        # As kombu does where a connection is lost.
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as anew:
+            assert anew is not first
+            assert anew.ping()
