@@ -152,6 +152,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
     """kombu's, with clients behind the connection's screen."""
 
     QoS = _QoS
+    _synchronous: Any = None
 
     @property
     def screen(self) -> Screen:
@@ -163,6 +164,15 @@ class Channel(redis.Channel):  # type: ignore[misc]
         # kombu's checks redis-py's version, and knows the prefix.
         prefixed = super()._get_client()
         return partial(_Client, **prefixed.keywords, screen=self.screen)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # kombu makes a client for each command that it sends, at the cost of the command; yet a client holds
+        # nothing but its pool.
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._synchronous is None or self._synchronous.connection_pool is not self.pool:
+            self._synchronous = super()._create_client()
+        return self._synchronous
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

@@ -76,15 +76,15 @@ class GrpcWire:
                 payload = RestToGrpc.convert_payload(point.payload)
             except (TypeError, ValueError, OverflowError) as error:
                 raise StoreRefused(f"point {point.id} cannot be written: {error}") from error
-            body = grpc.PointStruct(
-                id=grpc.PointId(uuid=point.id), vectors=_vectors(point.vectors), payload=payload
-            )
+            body = grpc.PointStruct(id=grpc.PointId(uuid=point.id), payload=payload)
+            _fill(body.vectors, point.vectors)
             yield Row(point.id, body, body.ByteSize())
 
     def vectors(self, points: Iterable[Point]) -> Iterator[Row]:
         """See Wire.vectors."""
         for point in points:
-            body = grpc.PointVectors(id=grpc.PointId(uuid=point.id), vectors=_vectors(point.vectors))
+            body = grpc.PointVectors(id=grpc.PointId(uuid=point.id))
+            _fill(body.vectors, point.vectors)
             yield Row(point.id, body, body.ByteSize() + _AROUND, content_hash_of(point))
 
     def upsert(self, collection: str, rows: Sequence[Row], started: int) -> None:
@@ -192,26 +192,19 @@ def cut(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
         yield some
 
 
-def dense_message(vector: npt.NDArray[np.float32]) -> grpc.DenseVector:
-    """`[d]` as protobuf: packed little-endian float32, which is what the array holds."""
-    message: grpc.DenseVector = grpc.DenseVector.FromString(_packed(vector))
-    return message
+def dense_bytes(vector: npt.NDArray[np.float32]) -> bytes:
+    """`[d]` as a DenseVector in protobuf: packed little-endian float32, which is what the array holds."""
+    data = np.ascontiguousarray(vector, "<f4").tobytes()
+    return _TAG + _varint(len(data)) + data
 
 
-def multi_message(rows: npt.NDArray[np.float32]) -> grpc.MultiDenseVector:
-    """`[n, d]` as protobuf: every row a DenseVector."""
+def multi_bytes(rows: npt.NDArray[np.float32]) -> bytes:
+    """`[n, d]` as a MultiDenseVector in protobuf: every row a DenseVector."""
     n, d = rows.shape
     inner = _TAG + _varint(4 * d)
     head = np.frombuffer(_TAG + _varint(len(inner) + 4 * d) + inner, np.uint8)
     body = np.ascontiguousarray(rows, "<f4").view(np.uint8).reshape(n, 4 * d)
-    wire = np.concatenate([np.broadcast_to(head, (n, len(head))), body], axis=1)
-    message: grpc.MultiDenseVector = grpc.MultiDenseVector.FromString(wire.tobytes())
-    return message
-
-
-def _packed(vector: npt.NDArray[np.float32]) -> bytes:
-    data = np.ascontiguousarray(vector, "<f4").tobytes()
-    return _TAG + _varint(len(data)) + data
+    return np.concatenate([np.broadcast_to(head, (n, len(head))), body], axis=1).tobytes()
 
 
 def _varint(number: int) -> bytes:
@@ -223,19 +216,19 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-def _vectors(vectors: dict[str, Vector]) -> grpc.Vectors:
-    return grpc.Vectors(
-        vectors=grpc.NamedVectors(vectors={name: _message(vector) for name, vector in vectors.items()})
-    )
-
-
-def _message(vector: Vector) -> grpc.Vector:
-    if isinstance(vector, SparseVector):
-        sparse = grpc.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
-        return grpc.Vector(sparse=sparse)
-    if vector.ndim == 2:
-        return grpc.Vector(multi_dense=multi_message(vector))
-    return grpc.Vector(dense=dense_message(vector))
+def _fill(message: grpc.Vectors, vectors: dict[str, Vector]) -> None:
+    """Put vectors into a message, each in its place: what is made apart is copied into what it is part of."""
+    # A point without any says so.
+    message.vectors.SetInParent()
+    named = message.vectors.vectors
+    for name, vector in vectors.items():
+        if isinstance(vector, SparseVector):
+            sparse = grpc.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+            named[name].CopyFrom(grpc.Vector(sparse=sparse))
+        elif vector.ndim == 2:
+            named[name].multi_dense.MergeFromString(multi_bytes(vector))
+        else:
+            named[name].dense.MergeFromString(dense_bytes(vector))
 
 
 def _vectors_size(vectors: dict[str, Vector]) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from registry.plan import NamedVector
-from store.base import SparseVector, Vector
+from store.base import DenseVector, SparseVector, Vector
 
 #: Qdrant's sparse indices are unsigned and 32 bits wide.
 _MAX_INDEX = 2**32 - 1
@@ -27,7 +28,7 @@ def fault(name: str, vector: Vector, bound: Mapping[str, NamedVector]) -> str:
         return f"vector {name!r} is {named.kind} and was given as {kind}"
     values = vector.values if isinstance(vector, SparseVector) else vector
     # Qdrant stores NaN without a word; such a point is near to nothing for ever.
-    if not problem and not np.isfinite(values).all():
+    if not problem and not _finite(values):
         problem = "holds a value that is not finite"
     return f"vector {name!r} {problem}" if problem else ""
 
@@ -37,6 +38,11 @@ def nbytes(vector: Vector) -> int:
     if isinstance(vector, SparseVector):
         return int(vector.indices.nbytes + vector.values.nbytes)
     return int(vector.nbytes)
+
+
+def _finite(values: DenseVector) -> bool:
+    """Whether all values are: a finite sum of squares says so at once, another may be just too large."""
+    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
 def _width_fault(shape: tuple[int, ...], dimension: int) -> str:

@@ -96,3 +96,17 @@ def test_a_sweep_that_is_killed_keeps_others_from_sweeping_for_seconds_only(
             channel.qos.restore_visible()
     assert len(held) == 1
     assert 0 < held[0] <= 20_000
+
+
+def test_a_channel_has_one_client_until_its_pool_is_gone(
+    settings: Settings, redis_server: subprocess.Popen[bytes]
+) -> None:
+    with make_app(settings).connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        # As kombu does where a connection is lost.
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as anew:
+            assert anew is not first
+            assert anew.ping()

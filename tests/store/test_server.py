@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 from qdrant_client import grpc, models
 
+from registry.chunks import chunk_id
 from registry.errors import StoreRefused, StoreUnavailable, StoreUnfit, UsageError
 from registry.index import PROFILES
 from registry.plan import Plan
-from store.base import Point
+from store.base import Point, SparseVector
 from store.edge import EdgeStore
 from store.layout import PAYLOAD_INDEXES
 from store.points import STARTED
 from store.server import ServerStore
 from store.server_collection import ServerCollection
-from store.server_wire import ORDERING, dense_message, multi_message
+from store.server_wire import ORDERING, GrpcWire, dense_bytes, multi_bytes
 from tests.qdrant_standin import Request, Standin
 from tests.store.conftest import SERVERS, server_settings, server_store, unit, vectors_of
 
@@ -377,13 +378,38 @@ def test_vectors_become_messages_without_changing_a_bit():
     rng = np.random.default_rng(3)
     for width in (1, 31, 32, 384, 1536, 5000):
         dense = rng.standard_normal(width).astype(np.float32)
-        assert dense_message(dense) == grpc.DenseVector(data=dense.tolist())
+        assert grpc.DenseVector.FromString(dense_bytes(dense)) == grpc.DenseVector(data=dense.tolist())
         for n in (1, 2, 300):
             rows = rng.standard_normal((n, width)).astype(np.float32)
             wanted = grpc.MultiDenseVector(vectors=[grpc.DenseVector(data=row.tolist()) for row in rows])
-            assert multi_message(rows) == wanted
+            assert grpc.MultiDenseVector.FromString(multi_bytes(rows)) == wanted
     strided = rng.standard_normal((8, 64)).astype(np.float32)[::2, ::2]
-    assert list(multi_message(strided).vectors[1].data) == strided[1].tolist()
+    found = grpc.MultiDenseVector.FromString(multi_bytes(strided))
+    assert list(found.vectors[1].data) == strided[1].tolist()
+
+
+def test_a_point_becomes_the_message_of_all_its_vectors():
+    dense, rows = np.float32([0.5, -2]), np.float32([[1, 2], [3, 4]])
+    sparse = SparseVector(np.int64([3, 9]), np.float32([0.5, 0.25]))
+    nothing = SparseVector(np.int64([]), np.float32([]))
+    point = Point(chunk_id("0"), {"d": dense, "m": rows, "s": sparse, "n": nothing}, {})
+    wanted = {
+        "d": grpc.Vector(dense=grpc.DenseVector(data=[0.5, -2])),
+        "m": grpc.Vector(
+            multi_dense=grpc.MultiDenseVector(
+                vectors=[grpc.DenseVector(data=[1, 2]), grpc.DenseVector(data=[3, 4])]
+            )
+        ),
+        "s": grpc.Vector(sparse=grpc.SparseVector(indices=[3, 9], values=[0.5, 0.25])),
+        "n": grpc.Vector(sparse=grpc.SparseVector()),
+    }
+    nobody: Any = None
+    wire = GrpcWire(nobody, 5.0)
+    (whole, bare), (vectors,) = wire.points([point, Point(point.id, {}, {})]), wire.vectors([point])
+    named = grpc.Vectors(vectors=grpc.NamedVectors(vectors=wanted))
+    assert whole.body.vectors == vectors.body.vectors == named
+    assert bare.body.HasField("vectors")
+    assert whole.body.id.uuid == vectors.body.id.uuid == point.id
 
 
 def test_several_vectors_are_fused_by_the_server(faulty, standin, wide, make_point):

@@ -13,6 +13,7 @@ from registry.chunks import chunk_id
 from registry.errors import SpaceMismatch, StoreRefused, UsageError
 from registry.plan import Ensemble, Plan
 from store.base import Point, Sourced, SparseVector, Store
+from store.vectors import fault
 
 DENSE = "all-miniLM-l6"
 BGE = ("bge-m3", "bge-m3-sparse", "bge-m3-colbert")
@@ -211,6 +212,12 @@ def _bad(point: Point, name: str, vector: Any) -> Point:
     [
         (DENSE, np.ones(383, np.float32), "383 dimensions.*384"),
         (DENSE, np.full(384, np.nan, np.float32), "not finite"),
+        (DENSE, np.append(np.ones(383, np.float32), np.float32(-np.inf)), "not finite"),
+        (
+            "bge-m3-colbert",
+            np.append(np.ones((2, 1024)), np.full((1, 1024), np.nan), 0).astype("f4"),
+            "finite",
+        ),
         (DENSE, np.ones((2, 384), np.float32), "is dense and was given as multi"),
         ("bge-m3-colbert", np.ones((0, 1024), np.float32), "has no rows"),
         ("bge-m3-colbert", np.ones((2, 1023), np.float32), "1023 dimensions"),
@@ -361,6 +368,12 @@ def test_a_query_that_does_not_fit_is_a_usage_error(store, wide, queries, said):
     store.open("c", wide)
     with pytest.raises(UsageError, match=said):
         store.query("c", queries, limit=3)
+
+
+def test_a_vector_is_fit_however_large_its_values(narrow):
+    bound = {vector.name: vector for vector in narrow.vectors()}
+    # Its squares are more than a float32 holds.
+    assert fault(DENSE, np.full(384, 1e30, np.float32), bound) == ""
 
 
 def test_an_empty_collection_answers_with_nothing(store, narrow):
