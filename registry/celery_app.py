@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 
 from registry.envelopes import RefusedMessage
+from registry.events import FleetEvents
 from registry.names import BROKER_PREFIX
 from registry.settings import Settings, load_settings
 from registry.transport import Screen, guarded
@@ -45,7 +46,7 @@ def make_app(settings: Settings, refused: Callable[[RefusedMessage], None] = lam
     url = settings.celery_url
     screen = Screen(lambda: app.tasks, refused)
     # No result backend: answers to requests are blobs of the ledger, which a caller may ask for again.
-    app = Celery("v5", broker=url, set_as_current=False, amqp=guarded(screen))
+    app = Celery("v5", broker=url, set_as_current=False, amqp=guarded(screen), events=FleetEvents)
     transport = dict(_TRANSPORT)
     if url.startswith("redis+socket://"):
         # A Unix socket knows no keepalive and refuses the option.
