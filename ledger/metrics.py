@@ -19,6 +19,7 @@ COUNTERS = {
     "useful_tokens": "Tokens of texts through the device.",
     "padded_tokens": "Tokens through the device, padding included.",
     "chunks": "Chunks embedded.",
+    "cached": "Chunks whose text needed no forward pass.",
     "out_of_memory": "Forward passes that found too little memory.",
 }
 

@@ -148,7 +148,7 @@ class EmbedWorker(FleetProcess):
             notes={"chunks": len(texts)}
             | {name: part.notes[name] for name in QUANTITIES if name in part.notes},
         )
-        self._counters.add(chunks=len(texts))
+        self._counters.add(chunks=len(texts), cached=part.notes.get("cached", 0))
         if self.ledger.steps.record(taken, mark, record):
             self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
         return "embedded"
