@@ -41,6 +41,12 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("encoders", ("--chunks", "500", "--repeats", "2"), 400),
     Benchmark("overhead", ("--chunks", "1000", "--rounds", "3"), 400),
+    Benchmark("ceiling", ("--rounds", "2"), 400),
+    Benchmark("interactive", ("--samples", "100", "--chunks", "4000"), 800),
+    Benchmark("staging", (), 400),
+    Benchmark("memory", ("--counts", "10000", "100000"), 900),
+    Benchmark("worker_memory", ("--setting", "as served", "--chunks", "20000"), 600),
+    Benchmark("duplicates", ("--chunks", "500"), 400),
     # The first time it also installs its peers.
     Benchmark("peers", ("--chunks", "1000"), 1800),
 )

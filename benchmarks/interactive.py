@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.functions import stdlib_functions
-from benchmarks.report import save, show
+from benchmarks.report import at_most, save, show, show_aims
 from producer import search
 from producer.fleet import Fleet
 from registry.chunks import chunk_id
@@ -90,6 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
         ["what", "idle p50 (ms)", "p95", "loaded p50", "p95"],
         [(kind, *_row(times), *_row(written[kind])) for kind, times in still.items()],
     )
+    aims = [
+        at_most(f"{kind}: p95 under load over the idle one, in micro-batches", ratio, 1)
+        for kind, ratio in ratios.items()
+    ]
+    show_aims(aims)
     save(
         options.json,
         {
@@ -100,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             "reads_idle_seconds": still,
             "reads_loaded_seconds": written,
         },
+        aims,
     )
     return 0
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.corpora import write_jsonl
-from benchmarks.report import save, show
+from benchmarks.report import Aim, at_most, save, show, show_aims
 from ledger.ledger import Ledger
 from ledger.server import wait_for
 from ledger.steps import PartRecord, Taken, space_mark
@@ -86,8 +86,22 @@ def main(arguments: list[str] | None = None) -> int:
         name: {str(count): {who: asdict(peak) for who, peak in run.items()} for count, run in runs.items()}
         for name, runs in (("dropped", dropped), ("fleet", whole))
     }
-    save(options.json, {"budget": BUDGET, **results})
+    aims = [*_flat("staged, then dropped", dropped), *_flat("whole fleet", whole)]
+    show_aims(aims)
+    save(options.json, {"budget": BUDGET, **results}, aims)
     return 0
+
+
+def _flat(what: str, runs: dict[int, dict[str, Peak]]) -> list[Aim]:
+    """For each process, its largest peak over its smallest."""
+    peaks: dict[str, list[int]] = {}
+    for run in runs.values():
+        for who, peak in run.items():
+            peaks.setdefault(who, []).append(peak.own)
+    return [
+        at_most(f"{what}: {who}, largest peak over smallest", max(found) / min(found), 1.1)
+        for who, found in peaks.items()
+    ]
 
 
 def measure(count: int, *, workers: bool) -> dict[str, Peak]:

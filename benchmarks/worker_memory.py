@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from benchmarks.report import save, show
+from benchmarks.report import at_most, save, show, show_aims
 from registry.models import model
 from registry.settings import load_settings
 from worker.encoders.base import MicroBatch
@@ -91,7 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
     ]  # fmt: skip
     columns = ("arena", f"MiB after {SETTLED}", "MiB at the end", "ratio", "peak", "CPU time, relative")
     show(f"{options.chunks} chunks, {options.layers} of 6 layers", columns, rows)
-    save(options.json, {"chunks": options.chunks, "layers": options.layers, "settings": found})
+    served = next(iter(found))
+    grown = found[served]["end_mib"] / found[served]["settled_mib"]
+    aims = [at_most(f"memory at the end over that after {SETTLED} chunks, {served}", grown, 1.2)]
+    show_aims(aims)
+    save(options.json, {"chunks": options.chunks, "layers": options.layers, "settings": found}, aims)
     return 0
 
 
