@@ -152,6 +152,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
     """kombu's, with clients behind the connection's screen."""
 
     QoS = _QoS
+    #: The client of the pool's connections, once there is one.
+    _pooled: Any = None
 
     @property
     def screen(self) -> Screen:
@@ -163,6 +165,15 @@ class Channel(redis.Channel):  # type: ignore[misc]
         # kombu's checks redis-py's version, and knows the prefix.
         prefixed = super()._get_client()
         return partial(_Client, **prefixed.keywords, screen=self.screen)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # kombu makes one for every command, and making it takes longer than most commands.
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        # Its pool is another one after the connections were closed.
+        if self._pooled is None or self._pooled.connection_pool is not self.pool:
+            self._pooled = super()._create_client()
+        return self._pooled
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

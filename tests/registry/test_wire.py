@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ledger.ledger import Ledger
 from registry.celery_app import make_app
 from registry.errors import CodecError, UsageError
 from registry.messages import Request, Ring
-from registry.settings import load_settings
+from registry.settings import Settings, load_settings
 
 
 def test_a_ring_is_what_it_says() -> None:
@@ -74,3 +75,15 @@ def test_the_application_trusts_nothing_from_the_wire(tmp_path: Path) -> None:
     assert conf.broker_transport_options["global_keyprefix"] == "v5:mq:"
     assert conf.broker_transport_options["priority_steps"] == [0]
     assert conf.broker_url.startswith("redis+socket://")
+
+
+def test_a_channel_keeps_its_client_until_its_connections_close(ledger: Ledger, settings: Settings) -> None:
+    with make_app(settings).connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+            assert first is not channel.client
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as third:
+            assert third.connection_pool is channel.pool
+            assert third.ping()
