@@ -46,6 +46,7 @@ BENCHMARKS = (
     Benchmark("staging", (), 400),
     Benchmark("memory", ("--counts", "10000", "100000"), 900),
     Benchmark("worker_memory", ("--setting", "as served", "--chunks", "20000"), 600),
+    Benchmark("scale", ("--sizes", "1,4,16"), 600),
     Benchmark("duplicates", ("--chunks", "500"), 400),
     # The first time it also installs its peers.
     Benchmark("peers", ("--chunks", "1000"), 1800),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +127,20 @@ def test_the_largest_group_passes_the_screen(
     (raw,) = [data for data in heard if isinstance(data, bytes)]
     assert len(raw) <= MOST_TASK
     assert json.loads(read_other(raw))["body"] == json.loads(raw)["body"]
+
+
+def test_a_process_that_ends_sends_its_last_events(
+    settings: Settings, listener: Listener, eventually: Callable[..., Any]
+) -> None:
+    code = """
+from registry.celery_app import app
+dispatcher = app.events.Dispatcher(hostname="worker@here")
+for n in range(100):
+    dispatcher.send("task-succeeded", uuid=str(n))
+"""
+    environment = {**os.environ, "V5_DATA_DIR": str(settings.data_dir)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    eventually(lambda: len(listener.heard) == 100, what="the events of the process")
 
 
 def test_while_redis_hangs_tasks_go_on_and_memory_is_bounded(
