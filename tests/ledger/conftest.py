@@ -19,7 +19,7 @@ from worker import private_redis
 def redis_server(request: pytest.FixtureRequest, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """A private server of each kind, with the configuration that a local fleet gives it."""
     kind: Kind = request.param
-    _, config = private_redis.prepare(settings)
+    *_, config = private_redis.prepare(settings)
     server = subprocess.Popen(
         [str(binary(kind)), config],
         stdout=subprocess.DEVNULL,
