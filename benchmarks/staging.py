@@ -53,8 +53,8 @@ class _NothingStands(Fleet):
     def open_collection(self, _name: str, plan: Any) -> Any:
         return SimpleNamespace(plan=plan)
 
-    def comparison(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-        return lambda: [["absent"]] * len(rows)
+    def compare(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
+        return [["absent"]] * len(rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

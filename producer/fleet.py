@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,15 +197,14 @@ class Fleet:
             return "no aggregator is alive: start the fleet with `v5 up`, or one with `v5 aggregator`"
         return _no_worker(request_model(pending.queue))
 
-    def _store(self, operation: str, arguments: dict[str, Any], pending: Pending | None = None) -> Any:
-        """The store's answer; `pending` is the request where it is under way already."""
+    def _store(self, operation: str, arguments: dict[str, Any]) -> Any:
         task, left = f"{TASK_STORE}.{operation}", MOST_DAMAGED
         while True:
             try:
-                return unpack_json(self.answer(pending or self.ask(task, QUEUE_STORE, arguments)))
+                return unpack_json(self.answer(self.ask(task, QUEUE_STORE, arguments)))
             except CodecError:
                 # Arguments or answer were damaged on their way: both are made anew.
-                pending, left = None, left - 1
+                left -= 1
                 if left < 0:
                     raise
 
@@ -251,25 +250,10 @@ class Fleet:
     def compare(self, name: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
         """What each of `[id, content_hash, payload_hash]` lacks: `same`, `absent`, `changed`, `payload`, or
         `lacking` with the vector names."""
-        return self.comparison(name, names, rows)()
-
-    def comparison(
-        self, name: str, names: Sequence[str], rows: Sequence[Sequence[str]]
-    ) -> Callable[[], list[list[Any]]]:
-        """Ask for `compare` at once; what is returned waits for the answer. Called past the deadline, or
-        again, it asks anew."""
-        arguments = {"collection": name, "names": list(names), "chunks": [list(row) for row in rows]}
-        asked = [self.ask(f"{TASK_STORE}.compare", QUEUE_STORE, arguments)]
-
-        def answered() -> list[list[Any]]:
-            pending = asked.pop() if asked else None
-            if pending is not None and time.time() >= pending.deadline:
-                # Whoever waited that long for room asks what stands now.
-                pending = None
-            found: list[list[Any]] = self._store("compare", arguments, pending)
-            return found
-
-        return answered
+        found: list[list[Any]] = self._store(
+            "compare", {"collection": name, "names": list(names), "chunks": [list(row) for row in rows]}
+        )
+        return found
 
     def search(
         self, name: str, vectors: Mapping[str, str], parts: dict[str, str], limit: int

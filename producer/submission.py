@@ -10,13 +10,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from ledger.jobs import DeadLetter, Job, State
 from ledger.steps import Full, Kind
 from ledger.work import Work, since
-from producer.batching import Window, cut_batches, windows
+from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
 from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
 from producer.fleet import Fleet
@@ -32,8 +31,6 @@ from registry.plan import Plan
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: Waits for what the collection lacks of some chunks (Fleet.compare).
-Verdicts = Callable[[], list[list[Any]]]
 
 #: How often the ledger is asked how far the job is. Seconds.
 LOOK = 0.25
@@ -324,12 +321,13 @@ class Submission:
             self._patient(lambda: self._fleet.begin_bulk(self._collection, job))
         if self._pruning is not None:
             self._pruning.begin()
-        for window, fresh, verdicts in self._asked_ahead(dead):
+        for window in windows(self._corpus.items(), self._settings):
             if self._pruning is not None:
                 self._pruning.note(window)
             self._note_problems(job, window.problems)
             progress.read += len(window.chunks)
-            for (kind, names), chunks in self._lacking(fresh, verdicts).items():
+            fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
+            for (kind, names), chunks in self._lacking(fresh).items():
                 cost = vector_cost(self._plan, names)
                 for batch in cut_batches(chunks, self._settings, cost, self._limit // BATCHES_AT_LEAST):
                     self._stage(job, kind, names, batch)
@@ -361,36 +359,15 @@ class Submission:
     def _dead_ids(self, job: str) -> set[str]:
         return self._patient(lambda: {letter.id for letter in self._ledger.jobs.dead(job)})
 
-    def _asked_ahead(self, dead: set[str]) -> Iterator[tuple[Window, list[Chunk], Verdicts]]:
-        """Each window with its chunks that are not `dead`, and what the collection lacks of them: asked while
-        the window before is staged and the next one read. No verdict hangs on another window, for no id comes
-        twice. The first window comes at once: the fleet has nothing to do yet."""
-        before: tuple[Window, list[Chunk], Verdicts] | None = None
-        for number, window in enumerate(windows(self._corpus.items(), self._settings)):
-            fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
-            rows = [(chunk.id, chunk.content_hash, chunk.payload_hash) for chunk in fresh]
-            verdicts: Verdicts = list
-            if rows:
-                ask = partial(self._fleet.comparison, self._collection, self._names, rows)
-                verdicts = self._patient(ask)
-            if before is not None:
-                yield before
-                before = None
-            if number == 0:
-                yield window, fresh, verdicts
-            else:
-                before = (window, fresh, verdicts)
-        if before is not None:
-            yield before
-
-    def _lacking(
-        self, chunks: list[Chunk], verdicts: Verdicts
-    ) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
+    def _lacking(self, chunks: list[Chunk]) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
         """Group chunks by what the collection lacks of them; what lacks nothing is skipped."""
         groups: dict[tuple[Kind, tuple[str, ...]], list[Chunk]] = {}
+        if not chunks:
+            return groups
+        rows = [(chunk.id, chunk.content_hash, chunk.payload_hash) for chunk in chunks]
         with self._waiting():
-            answers = self._patient(verdicts)
-        for chunk, (verdict, *lacking) in zip(chunks, answers, strict=True):
+            verdicts = self._patient(lambda: self._fleet.compare(self._collection, self._names, rows))
+        for chunk, (verdict, *lacking) in zip(chunks, verdicts, strict=True):
             match verdict:
                 case "same":
                     self.progress.skipped += 1

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ledger.blobs import answer_key, request_key
 from ledger.ledger import Ledger
-from producer import fleet as producer_fleet
 from producer.fleet import MOST_DAMAGED, Fleet
 from registry.codecs import pack_json
 from registry.errors import CodecError
@@ -58,27 +55,4 @@ def test_one_that_is_damaged_each_time_is_said(fleet: Callable[[list[str]], Flee
     made = fleet(["answer"] * (MOST_DAMAGED + 1))
     with pytest.raises(CodecError, match="checksum"):
         made._store("describe", {"collection": "c"})
-    made.close()
-
-
-def test_a_comparison_is_asked_for_ahead_and_anew_where_its_answer_is_too_old(
-    fleet: Callable[[list[str]], Fleet], settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sends = ["", "answer", ""]
-    made = fleet(sends)
-    rows = [("id", "hash", "hash")]
-    asked = {"seen": {"collection": "c", "names": ["m"], "chunks": [["id", "hash", "hash"]]}}
-    ahead = made.comparison("c", ["m"], rows)
-    assert len(sends) == 2
-    assert ahead() == asked
-    assert len(sends) == 2
-    # As after an outage: what was asked ahead is used up.
-    assert ahead() == asked
-    assert not sends
-    sends += ["", ""]
-    late = made.comparison("c", ["m"], rows)
-    later = time.time() + settings.request_seconds
-    monkeypatch.setattr(producer_fleet, "time", SimpleNamespace(time=lambda: later))
-    assert late() == asked
-    assert not sends
     made.close()

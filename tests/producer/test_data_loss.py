@@ -57,9 +57,9 @@ class InProcessFleet:
     def open_collection(self, _name: str, plan: Plan) -> Any:
         return SimpleNamespace(plan=plan)
 
-    def comparison(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    def compare(self, _name: str, _names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[Any]]:
         self.before("compare")
-        return lambda: [["same" if self.stored.get(row[0]) == row[1] else "absent"] for row in rows]
+        return [["same" if self.stored.get(row[0]) == row[1] else "absent"] for row in rows]
 
     def migrate(self, _name: str, _plan: Plan, started: int) -> bool:
         self.before("migrate")

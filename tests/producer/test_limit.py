@@ -52,12 +52,9 @@ class Scene:
     def open_collection(self, _name: str, plan: Plan) -> Any:
         return SimpleNamespace(plan=plan)
 
-    def comparison(self, _name: str, _names: Any, rows: Any) -> Any:
-        def answered() -> list[list[str]]:
-            self.now += COMPARED
-            return [["absent"]] * len(rows)
-
-        return answered
+    def compare(self, _name: str, _names: Any, rows: Any) -> list[list[str]]:
+        self.now += COMPARED
+        return [["absent"]] * len(rows)
 
     def waiting(self, _queue: str) -> int:
         return self._rings
