@@ -62,7 +62,8 @@ def test_a_corpus_larger_than_memory_streams(tmp_path, settings):
         tracemalloc.stop()
     assert chunks == 20_000
     assert file.stat().st_size > 30 << 20
-    assert peak < 4 << 20
+    # The filter of ids takes 2 MiB a pass, whatever the corpus.
+    assert peak < 8 << 20
 
 
 def test_a_pass_reads_no_further_than_asked(tmp_path, settings):

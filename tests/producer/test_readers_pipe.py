@@ -137,7 +137,8 @@ def test_a_pipe_larger_than_memory_streams(settings, pipe):
     finally:
         tracemalloc.stop()
     writer.join()
-    assert peak < 4 << 20
+    # The filter of ids takes 2 MiB a pass, whatever the corpus.
+    assert peak < 8 << 20
 
 
 def test_nothing_on_the_pipe_is_an_error(settings):
