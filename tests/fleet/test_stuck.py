@@ -57,7 +57,8 @@ class Watched:
         plan = make_plan(primary=MODEL, fake=True)
         self._jobs += 1
         job, _ = self.ledger.jobs.open(f"c{self._jobs}", plan, ["src"])
-        blob = pack_chunks([Chunk(chunk_id(str(i)), text) for i in range(count)])
+        # Equal texts would take one pass together.
+        blob = pack_chunks([Chunk(chunk_id(str(i)), f"{text} {self._jobs} {i}") for i in range(count)])
         self.ledger.steps.stage(job.id, plan, 0, "upsert", list(plan.models), count, blob, 10, 1 << 30)
         self._batch = f"{job.id}.0"
         self._doorbell.ring(self._batch, QUEUE)

@@ -109,7 +109,7 @@ def test_it_gives_up_only_where_nothing_was_stored_for_long(
     submissions: Submissions, corpus: Callable[..., Path], plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its directory is gone: the producer cannot even be started."""
-    monkeypatch.setattr(detached, "FUTILE", 1.0)
+    monkeypatch.setattr(detached, "FUTILE", 3.0)
     monkeypatch.setattr(detached, "BACKOFF", 0.02)
     monkeypatch.setattr(detached, "MOST_BACKOFF", 0.02)
     before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}

@@ -117,7 +117,7 @@ def test_a_worker_announces_its_totals_and_leaves_each_parts_with_it(
     job, _ = ledger.jobs.open("c", plan, ["src"])
     notes = []
     for n in range(2):
-        blob = pack_chunks([Chunk(chunk_id(str(i)), f"text {i}") for i in range(4)])
+        blob = pack_chunks([Chunk(chunk_id(str(i)), f"text {i} of {n}") for i in range(4)])
         ledger.steps.stage(job.id, plan, n, "upsert", [MODEL], 4, blob, 10, 1 << 30)
         assert worker._embed(batch=f"{job.id}.{n}", step=f"embed.{MODEL}") == "embedded"
         notes.append(ledger.steps.take(f"{job.id}.{n}", "aggregate").parts[MODEL].notes)
