@@ -3,8 +3,8 @@
     python -m benchmarks [--only NAME,…] [--results DIRECTORY]
 
 Each is a process of its own with a limit of time; where one fails, the others go on. What each found is in
-`results/NAME.json`. On two idle cores all of it takes under 20 minutes. Ends with 1 if one of them failed or
-ran out of time; an aim that is not met is said, and is no failure.
+`results/NAME.json`. Ends with 1 if one of them failed or ran out of time; an aim that is not met is said, and
+is no failure.
 """
 
 from __future__ import annotations
