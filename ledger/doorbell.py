@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 
 from celery import Celery
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from ledger.server import Redis, connect, named_errors
 from registry.messages import Ring
@@ -36,8 +34,9 @@ class Doorbell:
                 argsrepr="",
                 kwargsrepr=f"{batch} {step}",
             )
-        except (OperationalError, RedisError, OSError) as error:
-            log.warning("could not ring %s for batch %s (%s); the reconciler will", step, batch, error)
+        except Exception as error:
+            # Whatever it is: of a connection that is lost under it, kombu raises AttributeErrors, too.
+            log.warning("could not ring %s for batch %s (%r); the reconciler will", step, batch, error)
             return False
         return True
 
