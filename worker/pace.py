@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from ledger.rates import Rate
 from registry.codecs import Part
@@ -37,11 +37,9 @@ class Pace:
         self._bytes = self._seen = 0.0
         self._noted: float | None = None
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """Around the encoding of a batch."""
-        with self._watch.running():
-            yield
+        return self._watch.running()
 
     def finished(self, texts: Sequence[str], part: Part) -> None:
         """Count a batch, and pass the rate on if it is time."""
