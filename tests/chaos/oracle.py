@@ -255,7 +255,8 @@ def _check_keys(ledger: Ledger, found: Findings) -> None:
             continue
         if key.startswith(f"{PREFIX}blob:") and ledger.redis.ttl(key) > 0:
             found.orphans += 1
-        elif ledger.redis.ttl(key) < 0:
+        # -2: it has gone by now, as what a consumer had just taken.
+        elif ledger.redis.ttl(key) == -1:
             found.keys.append(f"{key} ({ledger.redis.type(key).decode()})")
     # What expires by itself is no leak; of the rest `v5 gc` must know every one.
     orphans = Orphans(ledger, grace=0.0)
