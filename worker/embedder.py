@@ -139,7 +139,6 @@ class EmbedWorker(FleetProcess):
                 gate.leave()
         part = replace(part, notes={**part.notes, "goldens": passed})
         blob = pack_part(halved(part) if taken.plan.transport == "float16" else part)
-        self.ledger.steps.put_part(taken, blob)
         record = PartRecord(
             token=taken.token,
             bytes=len(blob),
@@ -149,7 +148,7 @@ class EmbedWorker(FleetProcess):
             | {name: part.notes[name] for name in QUANTITIES if name in part.notes},
         )
         self._counters.add(chunks=len(texts), cached=part.notes.get("cached", 0))
-        if self.ledger.steps.record(taken, mark, record):
+        if self.ledger.steps.record(taken, mark, record, blob):
             self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
         return "embedded"
 

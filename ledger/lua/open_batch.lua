@@ -1,9 +1,10 @@
--- ARGV: job, n, digest, chunks, credit, limit, ring_ms, kind, names, models, spaces, token
+-- ARGV: job, n, digest, chunks, credit, limit, ring_ms, kind, names, models, spaces, token, key of its text if that is here, too
 -- Opens batch `job.n` if n is the job's next number and the budget has room; a repeat counts nothing twice.
 local job, n, digest = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local credit, limit, ring = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local key = job_key(job)
 local state = redis.call('HGET', key, 'state')
+if ARGV[13] ~= '' and redis.call('EXISTS', ARGV[13]) == 0 then return { 'unwritten' } end
 if not state then return { 'gone' } end
 local next_n = tonumber(redis.call('HGET', key, 'next'))
 if n == next_n - 1 and redis.call('HGET', key, 'last') == digest then
