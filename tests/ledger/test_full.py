@@ -45,7 +45,7 @@ def test_a_full_server_refuses_new_work_and_empties_itself(ledger: Ledger, plan:
     assert ledger.steps.record(second, space_mark(plan, NAMES[1]), PartRecord(second.token, 1, 0.1, "w"))
     aggregate = ledger.steps.take(batch, "aggregate")
     assert isinstance(aggregate, Taken)
-    assert ledger.steps.close(aggregate, 1, 0, 0, 0, [])
+    assert ledger.steps.close(aggregate, 1, 0, 0, 0, []) is not None
     assert ledger.jobs.drop(f"{job.id}.1")
     seen = ledger.jobs.get(job.id)
     assert (seen.done, seen.lost, seen.open_batches) == (1, 1, 0)

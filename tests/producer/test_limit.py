@@ -67,7 +67,7 @@ class Scene:
         assert steps.record(taken, space_mark(self._plan, MODEL), record)
         last = steps.take(batch, "aggregate")
         assert isinstance(last, Taken)
-        assert steps.close(last, 2, 0, 0, 0, [])
+        assert steps.close(last, 2, 0, 0, 0, []) is not None
 
 
 @pytest.mark.parametrize(
