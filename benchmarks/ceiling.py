@@ -91,8 +91,6 @@ class _Fleet:
             **os.environ,
             "V5_DATA_DIR": str(data),
             "V5_FAKE_ENCODERS": "true",
-            # The rounds are of the same texts.
-            "V5_VECTOR_CACHE_BYTES": "0",
             "V5_LOG_LEVEL": "WARNING",
         }
         self._ledger = Ledger(load_settings(data_dir=data, redis_url="", broker_url="", blob_urls=()))

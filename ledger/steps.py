@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -67,6 +67,11 @@ class Taken:
     #: By index, the chunks that such attempts were at, alone, and how many of them.
     strikes: Mapping[int, int] = field(default_factory=dict)
 
+    @property
+    def copies(self) -> bool:
+        """Whether its chunks take the vectors of others, and no model's."""
+        return bool(self.names) and not self.models
+
     def part_key(self, model: str) -> str:
         """The blob of the recorded part of a model."""
         return part_key(self.batch, model, self.parts[model].token)
@@ -113,16 +118,18 @@ class Steps:
         vector_bytes: int,
         limit: int,
         token: str = "",
+        after: int | None = None,
     ) -> list[str] | Full:
         """Open batch `n` of a job: its text blob first, then the ledger, under the in-flight budget.
 
         `blob` holds `count` chunks that lack the vectors `names`; `vector_bytes` is reserved for the vectors
         to come. Whoever repeats a failed staging passes the same `token`, so that only one text blob comes of
-        it. Returns the steps to ring, or Full. Raises JobClosed if the job takes no more, LedgerRewound if
-        Redis lost the job or went back in time.
+        it. Where each chunk names an original, `after` is the last batch of these, and no model takes the
+        batch; it waits until that one has ended. Returns the steps to ring, or Full. Raises JobClosed if the
+        job takes no more, LedgerRewound if Redis lost the job or went back in time.
         """
         batch, token = f"{job}.{n}", token or secrets.token_hex(8)
-        models = plan.models_for(list(names)) if kind != "payload" else ()
+        models = plan.models_for(list(names)) if kind != "payload" and after is None else ()
         digest = hashlib.blake2b(blob, digest_size=8).hexdigest()
         outcome, *rest = self._blobs.put_and_run(
             self._scripts,
@@ -142,7 +149,10 @@ class Steps:
             json.dumps(list(models)),
             json.dumps([space_mark(plan, model) for model in models]),
             token,
+            "" if after is None else after,
         )
+        if outcome == "waits":
+            return []
         if outcome != "opened" and rest != [token]:
             self._blobs.delete(batch, [text_key(batch, token)])
         if outcome in ("opened", "already"):
@@ -205,6 +215,22 @@ class Steps:
         """Give the lease back; the step is due again after `delay` seconds."""
         self._run("defer", taken.batch, taken.step, taken.token, int(delay * 1000))
 
+    def wait(self, taken: Taken, batches: Iterable[int]) -> bool:
+        """Give the lease of copies back until the last of these batches of their job that is open has ended.
+
+        False if none is open, and there is something to do.
+        """
+        others = [f"{taken.job}.{number}" for number in sorted(batches)]
+        return bool(self._run("await", taken.batch, taken.token, *others) != "ended")
+
+    def embed(self, taken: Taken) -> list[str]:
+        """Have copies embedded like others, for an original will not come; returns the steps to ring."""
+        models = taken.plan.models_for(taken.names)
+        spaces = [space_mark(taken.plan, model) for model in models]
+        what = (json.dumps(list(models)), json.dumps(spaces), self._ring_ms)
+        due = self._run("embed", taken.batch, taken.token, *what) == "due"
+        return [embed_queue(model) for model in models] if due else []
+
     def chunks(self, taken: Taken) -> list[Chunk]:
         """The batch's chunks. Raises BlobLost if they are gone or damaged."""
         (blob,) = self._blobs.get(taken.batch, [taken.text])
@@ -254,18 +280,21 @@ class Steps:
         truncated: int,
         dead: Sequence[DeadLetter],
         lost: int = 0,
-    ) -> bool:
-        """End the batch after the store's acknowledgement, then delete its blobs; False if it had ended.
+        work: Mapping[str, float] | None = None,
+    ) -> list[str] | None:
+        """End the batch after the store's acknowledgement, then delete its blobs. Returns the batches that
+        waited for it and are due now; None if it had ended.
 
         `lost` of its chunks were not written: what they were to update had gone. Their producer looks again.
+        `work` is what was done for it beside its parts (see `ledger.work.moves`).
         """
         letters = {letter.id: json.dumps(asdict(letter)) for letter in dead}
-        moved: dict[str, float] = {}
+        moved: dict[str, float] = dict(work or {})
         for model, part in taken.parts.items():
             moved |= moves(model, part.worker, part.notes)
         blobs = [taken.text, *(taken.part_key(model) for model in taken.parts)]
         here = self._blobs.beside(self._scripts, taken.batch)
-        outcome = self._run(
+        outcome, *woken = self._run(
             "close",
             taken.batch,
             done,
@@ -279,7 +308,7 @@ class Steps:
         )
         if not here:
             self._blobs.delete(taken.batch, blobs)
-        return bool(outcome[0] == "done")
+        return woken[0] if outcome == "done" else None
 
     def due(self, step: str, waiting: int, most: int) -> list[str]:
         """Overdue batches of a step, oldest first, less than `waiting` rings already in its queue."""

@@ -1,4 +1,7 @@
-"""What each worker did for a job: totals in the job's own hash, moved when a batch is closed."""
+"""What each worker did for a job: totals in the job's own hash, moved when a batch is closed.
+
+What needed no worker, because it is a copy, stands with the aggregator that gave it its vectors.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Quantities of a part that are added up; `cached` counts texts that needed no forward pass.
+#: Quantities of a part that are added up; `cached` counts copies, which needed no forward pass.
 QUANTITIES = ("chunks", "cached", "forward_seconds", "tokenise_seconds", "useful_tokens", "padded_tokens")
 
 
@@ -71,11 +74,13 @@ def since(work: Iterable[Work], before: Iterable[Work]) -> list[Work]:
 
 def told(row: Mapping[str, Any]) -> str:
     """One line for people, of a summary."""
+    if row["cached"]:
+        return (
+            f"{row['worker']}: {row['cached']:.0f} copies took the vectors of {row['model']} from the store"
+        )
     parts = [
         f"device busy {row['device_busy']:.0%}",
         f"{row['chunks']:.0f} chunks",
         f"{row['padding_waste']:.1%} padding",
     ]
-    if row["cached"]:
-        parts.append(f"{row['cached']:.0f} from the cache")
     return f"{row['worker']}: {', '.join(parts)}"

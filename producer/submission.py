@@ -9,7 +9,8 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from ledger.jobs import DeadLetter, Job, State
@@ -19,9 +20,10 @@ from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
 from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
 from producer.fleet import Fleet
+from producer.originals import Originals
 from producer.problem import Problem
 from producer.pruning import Pruning
-from registry.chunks import Chunk, chunk_id
+from registry.chunks import STORED, Chunk, chunk_id
 from registry.codecs import pack_chunks
 from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound, V5Error
 from registry.index import Index
@@ -317,6 +319,7 @@ class Submission:
         progress.complete, progress.reasons = False, {}
         written = progress.done
         dead = self._dead_ids(job)
+        originals = Originals()
         if self._bulk:
             self._patient(lambda: self._fleet.begin_bulk(self._collection, job))
         if self._pruning is not None:
@@ -327,10 +330,8 @@ class Submission:
             self._note_problems(job, window.problems)
             progress.read += len(window.chunks)
             fresh = [chunk for chunk in window.chunks if chunk.id not in dead]
-            for (kind, names), chunks in self._lacking(fresh).items():
-                cost = vector_cost(self._plan, names)
-                for batch in cut_batches(chunks, self._settings, cost, self._limit // BATCHES_AT_LEAST):
-                    self._stage(job, kind, names, batch)
+            for (kind, names), chunks in self._lacking(fresh, originals).items():
+                self._stage_all(job, kind, names, chunks, originals)
             if self._look(job, reading=True).state == "cancelled":
                 raise JobClosed(f"job {job} is cancelled; nothing more can be staged into it")
         # In a further pass, what the first wrote stands in the collection and would count twice.
@@ -359,7 +360,9 @@ class Submission:
     def _dead_ids(self, job: str) -> set[str]:
         return self._patient(lambda: {letter.id for letter in self._ledger.jobs.dead(job)})
 
-    def _lacking(self, chunks: list[Chunk]) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
+    def _lacking(
+        self, chunks: list[Chunk], originals: Originals
+    ) -> dict[tuple[Kind, tuple[str, ...]], list[Chunk]]:
         """Group chunks by what the collection lacks of them; what lacks nothing is skipped."""
         groups: dict[tuple[Kind, tuple[str, ...]], list[Chunk]] = {}
         if not chunks:
@@ -371,22 +374,56 @@ class Submission:
             match verdict:
                 case "same":
                     self.progress.skipped += 1
+                    originals.note([chunk], STORED)
                 case "lacking":
                     groups.setdefault(("update", tuple(lacking[0])), []).append(chunk)
                 case "payload":
+                    originals.note([chunk], STORED)
                     groups.setdefault(("payload", ()), []).append(chunk)
                 case _:
                     groups.setdefault(("upsert", tuple(self._names)), []).append(chunk)
         return groups
 
-    def _stage(self, job: str, kind: Kind, names: tuple[str, ...], batch: list[Chunk]) -> None:
-        """Stage one batch, waiting for room, and ring its first steps."""
+    def _stage_all(
+        self,
+        job: str,
+        kind: Kind,
+        names: tuple[str, ...],
+        chunks: list[Chunk],
+        originals: Originals,
+    ) -> None:
+        """Stage chunks that lack the same; of equal texts, one is embedded and the others copy its vectors.
+
+        Copies are in batches of their own, so that what is embedded waits for nothing.
+        """
+        cut = partial(
+            cut_batches,
+            settings=self._settings,
+            vectors=vector_cost(self._plan, names),
+            most_vectors=self._limit // BATCHES_AT_LEAST,
+        )
+        fresh, copies = originals.split(chunks) if names else (chunks, [])
+        for batch in cut(fresh):
+            number = self._stage(job, kind, names, batch)
+            if names:
+                originals.note(batch, number)
+        for batch in cut(copies):
+            named = [replace(chunk, original=originals.of(chunk)) for chunk in batch]
+            last = max((chunk.original.batch for chunk in named if chunk.original), default=STORED)
+            self._stage(job, kind, names, named, last)
+
+    def _stage(
+        self, job: str, kind: Kind, names: tuple[str, ...], batch: list[Chunk], after: int | None = None
+    ) -> int:
+        """Stage one batch, waiting for room, and ring its first steps; returns its number. Of copies, `after`
+        is the last batch that has an original."""
         blob = pack_chunks(batch)
+        # For copies, too: where an original does not come, they are embedded after all.
         reserve = vector_bytes(self._plan, names, batch) if kind != "payload" else 0
         what = (job, self._plan, self._next, kind, names, len(batch), blob, reserve, self._limit)
         token = secrets.token_hex(8)
         while True:
-            staged = self._patient(lambda: self._ledger.steps.stage(*what, token))
+            staged = self._patient(lambda: self._ledger.steps.stage(*what, token, after))
             if not isinstance(staged, Full):
                 break
             self._say_waiting(
@@ -401,6 +438,7 @@ class Submission:
         self.progress.staged += len(batch)
         self.progress.waiting = ""
         self._look(job, reading=True)
+        return self._next - 1
 
     def _drain(self, job: str) -> Job:
         """Wait until none of the job's batches is open."""

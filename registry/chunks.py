@@ -30,6 +30,19 @@ def chunk_id(given: str | None, path: str = "", ordinal: int = 0) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+#: The batch of an original that is stored already.
+STORED = -1
+
+
+@dataclass(frozen=True)
+class Original:
+    """The chunk whose vectors a copy of its text takes: where they will stand."""
+
+    id: str
+    #: The number of its batch in the job, or STORED.
+    batch: int
+
+
 @dataclass(frozen=True)
 class Chunk:
     """One text with an id and a JSON payload (path, lines, language, metadata, …; never the text)."""
@@ -39,6 +52,8 @@ class Chunk:
     payload: dict[str, Any] = field(default_factory=dict)
     #: The corpus file it was read from, as its label; what `v5 submit --prune` goes by.
     source: str = ""
+    #: Of a copy in a batch of copies: who had this text first.
+    original: Original | None = None
 
     @cached_property
     def content_hash(self) -> str:

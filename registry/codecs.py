@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as _load_tensors
 from safetensors.numpy import save as _save_tensors
 
-from registry.chunks import Chunk
+from registry.chunks import Chunk, Original
 from registry.errors import CodecError
 from registry.models import OutputKind
 
@@ -103,10 +103,15 @@ def _json(body: bytes) -> Any:
 def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
     """Frame a batch's chunks."""
     rows = (
-        f"[{_encode(chunk.id)},{_encode(chunk.text)},{chunk.body},{_encode(chunk.source)}]"
+        f"[{_encode(chunk.id)},{_encode(chunk.text)},{chunk.body},{_encode(chunk.source)}{_original(chunk)}]"
         for chunk in chunks
     )
     return seal("chunks", f"[{','.join(rows)}]".encode(), compress=True)
+
+
+def _original(chunk: Chunk) -> str:
+    original = chunk.original
+    return "" if original is None else f",[{_encode(original.id)},{original.batch}]"
 
 
 def unpack_chunks(blob: bytes) -> list[Chunk]:
@@ -117,8 +122,10 @@ def unpack_chunks(blob: bytes) -> list[Chunk]:
     chunks = []
     for row in rows:
         match row:
-            case [str() as identity, str() as text, dict() as payload, str() as source]:
-                chunks.append(Chunk(identity, text, payload, source))
+            case [str() as id_, str() as text, dict() as payload, str() as source]:
+                chunks.append(Chunk(id_, text, payload, source))
+            case [str() as id_, str() as text, dict() as payload, str() as source, [str() as of, int() as n]]:
+                chunks.append(Chunk(id_, text, payload, source, Original(of, n)))
             case _:
                 raise CodecError("a chunks blob holds something that is not a chunk")
     return chunks

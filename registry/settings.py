@@ -72,8 +72,6 @@ class Settings(BaseSettings):
     #: where that once had no memory for it (`budgets.json` in the data directory). What is set here is
     #: neither remembered nor forgotten.
     micro_batch_tokens: int = Field(default=0, ge=0)
-    #: Vectors that a worker keeps, for equal texts of later batches; 0: none.
-    vector_cache_bytes: int = Field(default=256 * MIB, ge=0)
     #: Serve made-up vectors, in spaces of their own (tests, rehearsals).
     fake_encoders: bool = False
     #: Serve the real architectures with whatever weights V5_WEIGHTS names, in the spaces of made-up vectors

@@ -179,8 +179,11 @@ class Store(Protocol):
         fusion over `prefetch` candidates of each (default: at least 100, and four times the limit)."""
         ...
 
-    def get(self, collection: str, ids: Sequence[str], with_vectors: bool) -> list[StoredPoint]:
-        """The points with these ids, in this order; absent ones are left out."""
+    def get(
+        self, collection: str, ids: Sequence[str], with_vectors: bool | Sequence[str]
+    ) -> list[StoredPoint]:
+        """The points with these ids, in this order, with all their vectors, none, or those of these names;
+        absent ones are left out. Written again, a vector that was read stands as it stood."""
         ...
 
     def scroll(self, collection: str, after: str, limit: int) -> tuple[list[Sourced], str]:

@@ -246,13 +246,16 @@ class CheckedStore(ABC):
         # A point may have been deleted between the two reads of an engine that serves others, too.
         return [Hit(id_, score, payloads[id_]) for id_, score in ranked if id_ in payloads]
 
-    def get(self, collection: str, ids: Sequence[str], with_vectors: bool) -> list[StoredPoint]:
+    def get(
+        self, collection: str, ids: Sequence[str], with_vectors: bool | Sequence[str]
+    ) -> list[StoredPoint]:
         """See Store.get."""
         wanted = _canonical(ids)
+        names = with_vectors if isinstance(with_vectors, bool) else [*with_vectors]
         found = self._collection(collection)
         with found.reading():
             settled = found.binding.settled
-            records = {r.id: r for r in found.retrieve(wanted, None, with_vectors)}
+            records = {r.id: r for r in found.retrieve(wanted, None, names)}
         return [
             StoredPoint(id_, r.payload, {name: r.vectors[name] for name in r.vectors if name in settled})
             for id_ in wanted

@@ -133,7 +133,9 @@ class EdgeCollection:
         with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
             return shard.points
 
-    def retrieve(self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool) -> list[Record]:
+    def retrieve(
+        self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool | list[str]
+    ) -> list[Record]:
         """See EngineCollection.retrieve."""
         with self.reading() as shard, in_our_words(f"reading collection {self.name!r}"):
             found = shard.read.retrieve([*ids], True if keys is None else [*keys], vectors)

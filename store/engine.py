@@ -103,8 +103,11 @@ class EngineCollection(Protocol):
         """How many points have that named vector."""
         ...
 
-    def retrieve(self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool) -> list[Record]:
-        """Those of the points that stand, with these payload paths (None: the whole payload)."""
+    def retrieve(
+        self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool | list[str]
+    ) -> list[Record]:
+        """Those of the points that stand, with these payload paths (None: the whole payload), and all their
+        vectors, none, or those of these names."""
         ...
 
     def having(self, ids: Sequence[str], name: str) -> set[str]:

@@ -344,7 +344,9 @@ class ServerCollection:
     def _create_vector(self, vector: VectorLayout) -> None:
         self._client.create_vector_name(self.name, vector.name, creation(vector), wait=True)
 
-    def retrieve(self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool) -> list[Record]:
+    def retrieve(
+        self, ids: Sequence[str], keys: Sequence[str] | None, vectors: bool | list[str]
+    ) -> list[Record]:
         """See EngineCollection.retrieve."""
         if not ids:
             return []

@@ -20,6 +20,7 @@ from ledger.jobs import DeadLetter
 from ledger.reconciler import Reconciler
 from ledger.server import named_errors
 from ledger.steps import Taken, read_chunks
+from ledger.work import moves
 from registry.chunks import Chunk
 from registry.codecs import Part, unpack_part
 from registry.errors import (
@@ -40,6 +41,8 @@ from store.base import Point, Store
 from store.factory import open_store
 from store.points import build_point
 from worker.answers import Answers
+from worker.copies import copied
+from worker.counters import Counters
 from worker.golden_record import GoldenRecords
 from worker.merge import Merged, merge
 from worker.numerics_record import NumericsRecords
@@ -76,6 +79,7 @@ class Aggregator(FleetProcess):
         self._reconciler = Reconciler(self.ledger, self.doorbell.ring, self.doorbell.waiting)
         #: By collection and plan: what the collection was filled with at the last look, and when that was.
         self._opened: dict[tuple[str, str], tuple[str, float]] = {}
+        self._counters = Counters()
         # Since when Redis is full and nothing could be written; None while it is not so.
         self._stuck: float | None = None
 
@@ -286,11 +290,10 @@ class Aggregator(FleetProcess):
         """One batch: parts in, points out, closed."""
         store = self._open_store()
         self._look_at(store, taken)
-        fetched = self._fetch(taken)
-        if fetched is None:
+        found = self._copied(store, taken) if taken.copies else self._merged(taken)
+        if found is None:
             return "incomplete"
-        chunks, parts = fetched
-        merged = merge(taken.plan, taken.names, chunks, parts)
+        merged, parts = found
         points = [
             build_point(
                 chunk, merged.vectors[chunk.id], taken.job, taken.started, merged.tokens.get(chunk.id) or None
@@ -304,9 +307,11 @@ class Aggregator(FleetProcess):
         }[taken.kind]
         try:
             self._look_at(store, taken)
-            self._numerics().settle(taken.collection, taken.plan, taken.names, parts)
+            self._numerics().settle(taken.collection, taken.plan, taken.names if parts else (), parts)
             refused, lost = self._write(
-                lambda some: write(taken.collection, some, taken.started), points, {c.id: c for c in chunks}
+                lambda some: write(taken.collection, some, taken.started),
+                points,
+                {chunk.id: chunk for chunk in merged.chunks},
             )
         except (StoreUnavailable, UsageError, SpaceMismatch):
             # It may have been removed from the server: the next try makes it anew.
@@ -320,8 +325,43 @@ class Aggregator(FleetProcess):
             )
         dead = [_letter(chunk, why, "embed") for chunk, why in merged.rejected] + refused
         seen, kept, truncated = _token_totals(merged)
-        self.ledger.steps.close(taken, len(points) - len(refused) - lost, seen, kept, truncated, dead, lost)
+        done = len(points) - len(refused) - lost
+        copies = done if taken.copies else 0
+        work = _work_on_copies(taken, copies, self.process.id)
+        woken = self.ledger.steps.close(taken, done, seen, kept, truncated, dead, lost, work)
+        if woken is not None:
+            self._counters.add(cached=copies)
+            for batch in woken:
+                self.doorbell.ring(batch, QUEUE_AGGREGATE)
         return "written"
+
+    def _merged(self, taken: Taken) -> tuple[Merged, dict[str, Part]] | None:
+        """What the parts of a batch come to; None if one must be computed again."""
+        fetched = self._fetch(taken)
+        if fetched is None:
+            return None
+        chunks, parts = fetched
+        return merge(taken.plan, taken.names, chunks, parts), parts
+
+    def _copied(self, store: Store, taken: Taken) -> tuple[Merged, dict[str, Part]] | None:
+        """What a batch of copies comes to; None while a batch that has an original is open, and where one
+        does not stand: then the batch is embedded."""
+        chunks = self.ledger.steps.chunks(taken)
+        # Looked at before the store is: what has ended by now stands there, or never will.
+        if self.ledger.steps.wait(taken, {c.original.batch for c in chunks if c.original is not None}):
+            return None
+        letters = partial(self.ledger.jobs.letters, taken.job)
+        merged = copied(store, taken.collection, taken.plan, taken.names, chunks, letters)
+        if merged is not None:
+            return merged, {}
+        log.warning("batch %s is embedded: the original of a copy in it does not stand", taken.batch)
+        for step in self.ledger.steps.embed(taken):
+            self.doorbell.ring(taken.batch, step)
+        return None
+
+    def refresh(self) -> None:
+        """See FleetProcess.refresh."""
+        self.change(counters={"cached": self._counters.totals().get("cached", 0)})
 
     def _look_at(self, store: Store, taken: Taken) -> None:
         """Make sure that the collection is there and is what the batch's plan says; little work if it was
@@ -396,6 +436,14 @@ class Aggregator(FleetProcess):
 
 def _letter(chunk: Chunk, reason: str, stage: str) -> DeadLetter:
     return DeadLetter(chunk.id, reason, stage, chunk.where, chunk.text[:DEAD_TEXT])
+
+
+def _work_on_copies(taken: Taken, copies: int, process: str) -> dict[str, float]:
+    """What the job's totals move by for chunks that no model had to take."""
+    moved: dict[str, float] = {}
+    for model in taken.plan.models_for(taken.names) if copies else ():
+        moved |= moves(model, process, {"chunks": copies, "cached": copies})
+    return moved
 
 
 def _token_totals(merged: Merged) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -35,7 +35,6 @@ from worker.isolation import Gate, Isolation
 from worker.licence import notice
 from worker.pace import Pace
 from worker.process import FleetProcess
-from worker.vector_cache import VectorCache
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,6 @@ class EmbedWorker(FleetProcess):
         self.encoder: Encoder | None = None
         self._gate: GoldenGate | None = None
         self._device = Turn()
-        self._cache = VectorCache(settings.vector_cache_bytes)
         process = Process(kind="worker", name=name or f"worker-{model}", model=model, device=settings.device)
         super().__init__(settings, process, [embed_queue(model)], [query_queue(model)])
         self._answers = Answers(self.ledger, process)
@@ -134,7 +132,7 @@ class EmbedWorker(FleetProcess):
             with self._isolation.gate.shared():
                 gate.enter()
             passed = gate.passed()
-            part = self._part(taken, encoder, texts, kinds, passed)
+            part = self._part(taken, encoder, texts, kinds)
             with self._isolation.gate.shared():
                 gate.leave()
         part = replace(part, notes={**part.notes, "goldens": passed})
@@ -147,7 +145,7 @@ class EmbedWorker(FleetProcess):
             notes={"chunks": len(texts)}
             | {name: part.notes[name] for name in QUANTITIES if name in part.notes},
         )
-        self._counters.add(chunks=len(texts), cached=part.notes.get("cached", 0))
+        self._counters.add(chunks=len(texts))
         if self.ledger.steps.record(taken, mark, record, blob):
             self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
         return "embedded"
@@ -158,10 +156,9 @@ class EmbedWorker(FleetProcess):
         encoder: Encoder,
         texts: Sequence[str],
         kinds: Sequence[OutputKind],
-        passed: Mapping[str, str],
     ) -> Part:
         """The part of a batch: beside whatever else this process is at, or one chunk at a time, which says
-        nothing of this worker's rate. `passed`: the goldens that the encoder gave before."""
+        nothing of this worker's rate."""
         through = partial(
             encode, encoder, side="document", kinds=kinds, device_lock=self._device, counters=self._counters
         )
@@ -170,10 +167,9 @@ class EmbedWorker(FleetProcess):
                 return through(texts, should_stop=self.stopping.is_set, singly=singly)
         with self._isolation.gate.shared(), self._pace.working():
             renewal = _Renewal(self, taken, self._isolation.gate)
-            run = partial(through, should_stop=self.stopping.is_set, on_progress=renewal)
-            encoded = self._cache.encode(texts, kinds, passed, run)
-        self._pace.finished(encoded.fresh, encoded.fresh_part)
-        return encoded.part
+            part = through(texts, should_stop=self.stopping.is_set, on_progress=renewal)
+        self._pace.finished(texts, part)
+        return part
 
     def refresh(self) -> None:
         """See FleetProcess.refresh."""

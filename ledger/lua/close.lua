@@ -6,7 +6,7 @@ local key = batch_key(batch)
 for i = 9, #ARGV do redis.call('UNLINK', ARGV[i]) end
 if redis.call('EXISTS', key) == 0 then return { 'closed' } end
 local job = redis.call('HGET', key, 'job')
-forget(batch, job)
+local woken = forget(batch, job)
 local about, now, dead = job_key(job), now_ms(), 0
 for id, letter in pairs(cjson.decode(ARGV[6])) do
   dead = dead + redis.call('HSETNX', P .. 'dead:' .. job, id, letter)
@@ -23,4 +23,4 @@ redis.call('HINCRBY', about, 'truncated', ARGV[5])
 for field, amount in pairs(cjson.decode(ARGV[8])) do redis.call('HINCRBYFLOAT', about, field, amount) end
 redis.call('HSET', about, 'moved', now)
 finish_if_done(job, now)
-return { 'done' }
+return { 'done', woken }

@@ -9,9 +9,38 @@ local function open_key(job) return P .. 'job:' .. job .. ':open' end
 local function batch_key(batch) return P .. 'batch:' .. batch end
 local function steps_key(step) return P .. 'steps:' .. step end
 
+-- Copies wait for the batch of an original. It wakes them when it ends; should it be lost, they look again
+-- after this long.
+local WAIT_MS = 300000
+
+-- Has a batch of copies wait for another batch; false if that is not open.
+local function wait_for(other, batch)
+  local key = batch_key(other)
+  if redis.call('EXISTS', key) == 0 then return false end
+  redis.call('HSET', key, 'waiter:' .. batch, 1)
+  redis.call('ZADD', steps_key('aggregate'), now_ms() + WAIT_MS, batch)
+  return true
+end
+
+-- The batches that waited for this one are due; returns them.
+local function wake(key)
+  local woken = {}
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    local batch = string.match(field, '^waiter:(.+)$')
+    if batch and redis.call('HEXISTS', batch_key(batch), 'lease:aggregate') == 0 then
+      -- XX: it may have ended, or be embedded meanwhile.
+      redis.call('ZADD', steps_key('aggregate'), 'XX', now_ms(), batch)
+      woken[#woken + 1] = batch
+    end
+  end
+  return woken
+end
+
 -- Forget a batch: its steps, its credit, its place in the job. The caller has checked that it is open.
+-- Returns the batches that waited for it.
 local function forget(batch, job)
   local key = batch_key(batch)
+  local woken = wake(key)
   local credit = tonumber(redis.call('HGET', key, 'credit') or '0')
   local models = cjson.decode(redis.call('HGET', key, 'models'))
   redis.call('DEL', key)
@@ -22,6 +51,7 @@ local function forget(batch, job)
   redis.call('SREM', open_key(job), batch)
   local left = redis.call('DECRBY', P .. 'credit', credit)
   if left < 0 then redis.call('SET', P .. 'credit', 0) end
+  return woken
 end
 
 -- A job that is sealed and has nothing open is done.

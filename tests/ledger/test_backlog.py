@@ -80,7 +80,7 @@ class Backlog:
         if not isinstance(taken, Taken):
             return
         if queue == QUEUE_AGGREGATE:
-            assert steps.close(taken, 1, 0, 0, 0, [])
+            assert steps.close(taken, 1, 0, 0, 0, []) is not None
             return
         model = queue.removeprefix("embed.")
         part = PartRecord(taken.token, 7, 0.1, "w")

@@ -50,7 +50,7 @@ def test_a_full_server_refuses_new_work_and_empties_itself(ledger: Ledger, plan:
     assert ledger.steps.renew(third) == "kept"
     aggregate = ledger.steps.take(batch, "aggregate")
     assert isinstance(aggregate, Taken)
-    assert ledger.steps.close(aggregate, 1, 0, 0, 0, [])
+    assert ledger.steps.close(aggregate, 1, 0, 0, 0, []) is not None
     assert ledger.jobs.drop(f"{job.id}.1")
     seen = ledger.jobs.get(job.id)
     assert (seen.done, seen.lost, seen.open_batches) == (1, 1, 0)
@@ -61,7 +61,9 @@ def test_the_script_that_opens_a_batch_is_refused_by_the_server_itself(ledger: L
     job, _ = ledger.jobs.open("c", plan, ["src"])
     fill(ledger)
     with pytest.raises(LedgerFull):
-        ledger.scripts.run("open_batch", job.id, 0, "d", 1, 1, 100, 1, "upsert", "[]", "[]", "[]", "t", "")
+        ledger.scripts.run(
+            "open_batch", job.id, 0, "d", 1, 1, 100, 1, "upsert", "[]", "[]", "[]", "t", "", ""
+        )
     assert ledger.jobs.get(job.id).next == 0
 
 

@@ -43,7 +43,7 @@ def busy(ledger: Ledger, plan: Plan) -> Ledger:
     ledger.steps.record(taken, space_mark(plan, MODEL), part, b"v")
     last = ledger.steps.take(f"{job.id}.0", "aggregate")
     assert isinstance(last, Taken)
-    assert ledger.steps.close(last, 1, 0, 0, 0, [])
+    assert ledger.steps.close(last, 1, 0, 0, 0, []) is not None
     return ledger
 
 

@@ -97,6 +97,6 @@ def test_a_part_whose_vectors_are_not_there_is_not_recorded(ledger: Ledger, plan
     mark = space_mark(plan, MODEL)
     assert ledger.scripts.run("record", f"{job.id}.0", MODEL, "t", "{}", mark, 1, "v5:gone") == ["unwritten"]
     assert not ledger.redis.hexists(f"v5:batch:{job.id}.0", f"part:{MODEL}")
-    opening = (job.id, 1, "d", 1, 1, 1 << 30, 1, "upsert", "[]", "[]", "[]", "t")
+    opening = (job.id, 1, "d", 1, 1, 1 << 30, 1, "upsert", "[]", "[]", "[]", "t", "")
     assert ledger.scripts.run("open_batch", *opening, "v5:gone") == ["unwritten"]
     assert ledger.jobs.get(job.id).next == 1

@@ -59,7 +59,7 @@ def test_a_batch_goes_from_staging_to_done_and_leaves_nothing(ledger: Ledger, jo
     taken = take(ledger, job, "aggregate")
     assert ledger.steps.chunks(taken) == CHUNKS
     assert set(taken.parts) == set(MODELS)
-    assert ledger.steps.close(taken, 3, 30, 20, 1, []) is True
+    assert ledger.steps.close(taken, 3, 30, 20, 1, []) == []
     seen = ledger.jobs.get(job.id)
     assert (seen.done, seen.open_batches, seen.tokens_seen, seen.truncated) == (3, 0, 30, 1)
     assert ledger.reserved() == 0
@@ -74,8 +74,8 @@ def test_closing_twice_counts_once(ledger: Ledger, job: Job) -> None:
     embed(ledger, job, SECOND)
     taken = take(ledger, job, "aggregate")
     letter = DeadLetter("x", "why", "embed")
-    assert ledger.steps.close(taken, 2, 0, 0, 0, [letter]) is True
-    assert ledger.steps.close(taken, 2, 0, 0, 0, [letter]) is False
+    assert ledger.steps.close(taken, 2, 0, 0, 0, [letter]) == []
+    assert ledger.steps.close(taken, 2, 0, 0, 0, [letter]) is None
     seen = ledger.jobs.get(job.id)
     assert (seen.done, seen.dead) == (2, 1)
     assert list(ledger.jobs.dead(job.id)) == [letter]
@@ -285,7 +285,7 @@ def test_what_each_worker_did_moves_with_its_batch_once(ledger: Ledger, job: Job
         record(take(ledger, job, SECOND, n), f"w2@host:{pid}", 4.0)
         assert len(ledger.jobs.get(job.id).work) == 2 * n
         taken = take(ledger, job, "aggregate", n)
-        assert [ledger.steps.close(taken, 3, 0, 0, 0, []) for _ in range(2)] == [True, False]
+        assert [ledger.steps.close(taken, 3, 0, 0, 0, []) for _ in range(2)] == [[], None]
     first, second = ledger.jobs.get(job.id).work
     assert (first.worker, first.model, first.chunks, first.forward_seconds) == ("w1@host", MODELS[0], 6, 0.5)
     assert (second.worker, second.forward_seconds, second.padding_waste) == (

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from registry.chunks import Chunk, chunk_id
+from registry.chunks import Chunk, Original, chunk_id
 from registry.codecs import (
     Dense,
     Multi,
@@ -55,6 +55,18 @@ def test_chunks_survive_exactly(rows: list) -> None:
     except UnicodeEncodeError:
         return  # a lone surrogate; readers refuse it before this
     assert unpack_chunks(blob) == chunks
+
+
+def test_a_copy_names_its_original_and_what_names_none_is_as_it_always_was() -> None:
+    copy = Chunk(chunk_id("b"), "text", {"n": 1}, "a.py", Original(chunk_id("a"), 7))
+    plain = Chunk(chunk_id("c"), "text", {"n": 1}, "a.py")
+    assert unpack_chunks(pack_chunks([copy, plain])) == [copy, plain]
+    rows = [[plain.id, "text", {"n": 1}, "a.py"]]
+    assert unseal("chunks", pack_chunks([plain])) == json.dumps(rows, separators=(",", ":")).encode()
+    assert unpack_chunks(seal("chunks", json.dumps(rows).encode(), compress=True)) == [plain]
+    for odd in ([], ["x"], ["x", "7"], ["x", 7, 8], "x", None):
+        with pytest.raises(CodecError):
+            unpack_chunks(seal("chunks", json.dumps([[*rows[0], odd]]).encode(), compress=False))
 
 
 def test_a_part_survives_exactly() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from registry.chunks import chunk_id
 from registry.errors import SpaceMismatch, StoreRefused, UsageError
+from registry.index import Index, VectorIndex
 from registry.plan import Ensemble, Plan
 from store.base import Point, Sourced, SparseVector, Store
 from store.vectors import fault
@@ -126,6 +127,30 @@ def test_what_is_read_is_what_was_written(store, wide, make_point):
         # Multi-vectors are stored as float16.
         assert same(read[0].vectors[name], vector, 1e-3 if name == "bge-m3-colbert" else 1e-6), name
     assert store.get("c", ids, with_vectors=False)[0].vectors == {}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_vector_that_was_read_stands_as_it_stood_when_it_is_written_again(store, wide, make_point, half):
+    index = Index(dense=VectorIndex(half=half, quantization="int8"))
+    plan = wide.model_copy(update={"index": index})
+    store.open("c", plan)
+    originals = [make_point(plan, n) for n in range(60)]
+    # As an encoder gives them, that is never of length 1 to the last bit.
+    originals[0].vectors[DENSE] *= np.float32(3)
+    store.upsert("c", originals, 1000)
+    names = [DENSE, "bge-m3-sparse", "bge-m3-colbert"]
+    read = store.get("c", [point.id for point in originals], names)
+    assert [point.id for point in read] == [point.id for point in originals]
+    assert all(point.vectors.keys() == set(names) for point in read)
+    copies = [
+        replace(make_point(plan, 100 + n, only=[]), vectors=point.vectors) for n, point in enumerate(read)
+    ]
+    store.upsert("c", copies, 1000)
+    again = store.get("c", [point.id for point in copies], True)
+    for copy, original in zip(again, read, strict=True):
+        assert copy.vectors.keys() == set(names)
+        for name in names:
+            assert same(copy.vectors[name], original.vectors[name], 0.0), name
 
 
 def test_any_text_survives(store, narrow, make_point):

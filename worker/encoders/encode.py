@@ -130,7 +130,7 @@ class _Texts(Loop):
                 self.pool(row)
             return
         width = work.encoder.space("multi").dimension if "multi" in work.kinds else 1
-        loop = Windows(work, windows, _most_rows(width))
+        loop = Windows(work, windows, most_rows(width))
         loop.drain(tuple(range(len(windows))))
         if loop.rejected:
             self.reject(row, next(iter(loop.rejected.values())))
@@ -210,7 +210,7 @@ def _under_ceiling(multi: Multi) -> tuple[Multi, dict[int, int]]:
     The first rows stay. Cut here and not in the encoders, so that it is done once for all of them; and not
     later, so that rows nobody can store do not travel.
     """
-    most = _most_rows(multi.values.shape[1])
+    most = most_rows(multi.values.shape[1])
     lengths = np.diff(multi.offsets)
     kept = np.minimum(lengths, most)
     if (kept == lengths).all():
@@ -220,7 +220,7 @@ def _under_ceiling(multi: Multi) -> tuple[Multi, dict[int, int]]:
     return Multi(values, offsets), {i: int(lost) for i, lost in enumerate((lengths - kept).tolist()) if lost}
 
 
-def _most_rows(width: int) -> int:
+def most_rows(width: int) -> int:
     """Rows of that width in the longest multi-vector that the store takes."""
     return (MAX_MULTIVECTOR_VALUES - 1) // width
 
