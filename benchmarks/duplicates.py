@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     first = "all different"
     show(
-        f"{len(different)} functions through two workers of {MODEL}; {options.share:.0%} of the second are copies",
+        f"{len(different)} functions, two workers of {MODEL}; of the second {options.share:.0%} are copies",
         ["corpus", "texts", "passes for each", "tokens", "seconds (median)", "bytes to Redis", "copies"],
         [
             (
