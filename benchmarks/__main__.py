@@ -44,6 +44,7 @@ BENCHMARKS = (
     Benchmark("ceiling", ("--rounds", "2"), 400),
     Benchmark("interactive", ("--samples", "100", "--chunks", "4000"), 800),
     Benchmark("staging", (), 400),
+    Benchmark("tokenising", (), 300),
     Benchmark("memory", ("--counts", "10000", "100000"), 900),
     Benchmark("worker_memory", ("--setting", "as served", "--chunks", "20000"), 600),
     Benchmark("scale", ("--sizes", "1,4,16"), 600),

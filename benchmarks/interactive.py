@@ -4,7 +4,8 @@
 
 A fleet with the real model answers queries through the same calls as `v5 search`, first with nothing else to
 do, then while `v5 submit` fills every slot. A query may wait for the micro-batch on the device, so the aim is
-a p95 under load of at most the idle one and one micro-batch, which is measured on the same texts beside it.
+a p95 under load of at most the idle one and one micro-batch, of which the p95 counts, too. That is measured
+on the same texts with nothing beside it.
 Then reads of the store, while encoders that cost nothing keep the aggregator writing.
 """
 
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     texts = stdlib_functions(options.chunks)
     passes = _micro_batches(texts[: 4 * BATCH])
-    micro_batch = statistics.median(passes)
+    micro_batch = _p95(passes)
 
     with _Bench(texts) as bench:
         kinds = {"embed a query": bench.embed, "search": bench.search}
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append((kind, *_row(times), *_row(loaded[kind]), ratios[kind]))
     show(
         f"Queries beside {MODEL} at work; a micro-batch, one pass, takes {1e3 * micro_batch:.0f} "
-        f"ms (median of {len(passes)}; the longest {1e3 * max(passes):.0f})",
+        f"ms (p95 of {len(passes)}; the median {1e3 * statistics.median(passes):.0f})",
         ["what", "idle p50 (ms)", "p95", "loaded p50", "p95", "p95 more, in passes"],
         rows,
     )

@@ -199,7 +199,8 @@ def _drop(ledger: Ledger, ended: threading.Event) -> None:
         for name in ledger.redis.zrange(f"{PREFIX}steps:{queue}", 0, 99):
             taken = ledger.steps.take(name.decode(), queue)
             if isinstance(taken, Taken):
-                ledger.steps.record(taken, space_mark(PLAN, MODEL), PartRecord(taken.token, 0, 0.0, "none"))
+                part = PartRecord(taken.token, 0, 0.0, "none")
+                ledger.steps.record(taken, space_mark(PLAN, MODEL), part, b"")
                 taken = ledger.steps.take(taken.batch, QUEUE_AGGREGATE)
             if isinstance(taken, Taken):
                 count = int(ledger.redis.hget(f"{PREFIX}batch:{taken.batch}", "chunks"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from ledger.scripts import Argument, Scripts
 from ledger.server import maxmemory, named_errors
 from ledger.servers import Server
 from registry.names import PREFIX
@@ -68,6 +70,24 @@ class Blobs:
         server = self.server(owner)
         with named_errors(str(server)):
             server.client.set(key, blob, ex=ttl or self._ttl)
+
+    def put_and_run(
+        self, scripts: Scripts, owner: str, key: str, blob: bytes, name: str, *arguments: Argument
+    ) -> Any:
+        """Write a blob of a batch, then run a script of the ledger; in one round trip if one server has both.
+
+        The script's last argument is the blob's key if it is to see whether the blob is there, else empty:
+        a server that refused the blob runs the script all the same. Raises as `put`, and then no script
+        counts.
+        """
+        if self.beside(scripts, owner):
+            return scripts.run_after(("SET", key, blob, "EX", self._ttl), name, *arguments, key)
+        self.put(owner, key, blob)
+        return scripts.run(name, *arguments, "")
+
+    def beside(self, scripts: Scripts, owner: str) -> bool:
+        """Whether the blobs of a batch are on the ledger's own server."""
+        return self.server(owner).client is scripts.client
 
     def get(self, owner: str, keys: Sequence[str]) -> list[bytes | None]:
         """Read several blobs of a batch in one round trip; None for each that is gone."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from redis.commands.core import Script
+from redis.exceptions import NoScriptError
 
 from ledger.server import Redis, named_errors
+
+Argument = str | bytes | int | float
 
 _FOLDER = Path(__file__).parent / "lua"
 
@@ -28,16 +32,39 @@ class Scripts:
     """Runs scripts by name on one server."""
 
     def __init__(self, client: Redis) -> None:
-        self._client = client
+        self.client = client
         self._loaded: dict[str, Script] = {}
 
-    def run(self, name: str, *arguments: str | bytes | int | float) -> Any:
+    def run(self, name: str, *arguments: Argument) -> Any:
         """Run a script and decode its answer. Raises LedgerFull or LedgerUnavailable."""
+        with named_errors():
+            return _decoded(self._script(name)(args=list(arguments)))
+
+    def run_after(self, command: Sequence[Argument], name: str, *arguments: Argument) -> Any:
+        """Run a command and then a script, in one round trip; the script's answer, decoded.
+
+        The server runs the script even if it refused the command, so the script must see that for itself.
+        Raises as `run`, the command's error first.
+        """
+        script = self._script(name)
+        with named_errors():
+            pipe = self.client.pipeline(transaction=False)
+            pipe.execute_command(*command)
+            pipe.evalsha(script.sha, 0, *arguments)
+            refused, answer = pipe.execute(raise_on_error=False)
+            if isinstance(refused, Exception):
+                raise refused
+            if isinstance(answer, NoScriptError):
+                answer = script(args=list(arguments))
+            if isinstance(answer, Exception):
+                raise answer
+            return _decoded(answer)
+
+    def _script(self, name: str) -> Script:
         script = self._loaded.get(name)
         if script is None:
-            script = self._loaded[name] = self._client.register_script(_source(name))
-        with named_errors():
-            return _decoded(script(args=list(arguments)))
+            script = self._loaded[name] = self.client.register_script(_source(name))
+        return script
 
 
 def _decoded(value: Any) -> Any:

@@ -100,6 +100,7 @@ class Steps:
     """The life of batches, one script per move. Raises LedgerFull or LedgerUnavailable everywhere."""
 
     def __init__(self, settings: Settings, scripts: Scripts, blobs: Blobs) -> None:
+        self._scripts = scripts
         self._run = scripts.run
         self._blobs = blobs
         self._lease_ms = int(settings.lease_seconds * 1000)
@@ -129,9 +130,12 @@ class Steps:
         """
         batch, token = f"{job}.{n}", token or secrets.token_hex(8)
         models = plan.models_for(list(names)) if kind != "payload" and after is None else ()
-        self._blobs.put(batch, text_key(batch, token), blob)
         digest = hashlib.blake2b(blob, digest_size=8).hexdigest()
-        outcome, *rest = self._run(
+        outcome, *rest = self._blobs.put_and_run(
+            self._scripts,
+            batch,
+            text_key(batch, token),
+            blob,
             "open_batch",
             job,
             n,
@@ -145,7 +149,7 @@ class Steps:
             json.dumps(list(models)),
             json.dumps([space_mark(plan, model) for model in models]),
             token,
-            *([] if after is None else [after]),
+            "" if after is None else after,
         )
         if outcome == "waits":
             return []
@@ -232,24 +236,29 @@ class Steps:
         (blob,) = self._blobs.get(taken.batch, [taken.text])
         return read_chunks(taken.batch, blob)
 
-    def put_part(self, taken: Taken, blob: bytes) -> str:
-        """Write this attempt's vectors; returns the blob's key."""
-        key = part_key(taken.batch, step_model(taken.step), taken.token)
-        self._blobs.put(taken.batch, key, blob)
-        return key
-
-    def record(self, taken: Taken, space: str, part: PartRecord) -> bool:
-        """Record this attempt's part; True if the batch is now ready to be aggregated.
+    def record(self, taken: Taken, space: str, part: PartRecord, blob: bytes) -> bool:
+        """Write this attempt's vectors and record its part; True if the batch is now ready to be aggregated.
 
         A part that is not needed any more loses its blob. Raises SpaceMismatch if the batch wants another
         space than the one the vectors are in.
         """
         model = step_model(taken.step)
-        outcome, *rest = self._run(
-            "record", taken.batch, model, taken.token, json.dumps(asdict(part)), space, self._ring_ms
+        key = part_key(taken.batch, model, taken.token)
+        outcome, *rest = self._blobs.put_and_run(
+            self._scripts,
+            taken.batch,
+            key,
+            blob,
+            "record",
+            taken.batch,
+            model,
+            taken.token,
+            json.dumps(asdict(part)),
+            space,
+            self._ring_ms,
         )
         if outcome in ("closed", "other", "space"):
-            self._blobs.delete(taken.batch, [part_key(taken.batch, model, taken.token)])
+            self._blobs.delete(taken.batch, [key])
         if outcome == "space":
             raise SpaceMismatch(
                 f"batch {taken.batch} wants {model} in space {rest[0]}; this worker serves {space}"
@@ -283,6 +292,8 @@ class Steps:
         moved: dict[str, float] = dict(work or {})
         for model, part in taken.parts.items():
             moved |= moves(model, part.worker, part.notes)
+        blobs = [taken.text, *(taken.part_key(model) for model in taken.parts)]
+        here = self._blobs.beside(self._scripts, taken.batch)
         outcome, *woken = self._run(
             "close",
             taken.batch,
@@ -293,8 +304,10 @@ class Steps:
             json.dumps(letters),
             lost,
             json.dumps(moved),
+            *(blobs if here else ()),
         )
-        self._blobs.delete(taken.batch, [taken.text, *(taken.part_key(model) for model in taken.parts)])
+        if not here:
+            self._blobs.delete(taken.batch, blobs)
         return woken[0] if outcome == "done" else None
 
     def due(self, step: str, waiting: int, most: int) -> list[str]:

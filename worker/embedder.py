@@ -137,7 +137,6 @@ class EmbedWorker(FleetProcess):
                 gate.leave()
         part = replace(part, notes={**part.notes, "goldens": passed})
         blob = pack_part(halved(part) if taken.plan.transport == "float16" else part)
-        self.ledger.steps.put_part(taken, blob)
         record = PartRecord(
             token=taken.token,
             bytes=len(blob),
@@ -147,7 +146,7 @@ class EmbedWorker(FleetProcess):
             | {name: part.notes[name] for name in QUANTITIES if name in part.notes},
         )
         self._counters.add(chunks=len(texts))
-        if self.ledger.steps.record(taken, mark, record):
+        if self.ledger.steps.record(taken, mark, record, blob):
             self.doorbell.ring(taken.batch, QUEUE_AGGREGATE)
         return "embedded"
 

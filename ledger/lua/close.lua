@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object, lost, amounts by field of the job as a JSON object
+-- ARGV: batch, done, tokens_seen, tokens_kept, truncated, dead letters as a JSON object, lost, amounts by field of the job as a JSON object, keys of its blobs that are here, too
 -- After the store's acknowledgement: ends the batch and moves the job's totals, once.
 local batch = ARGV[1]
 local key = batch_key(batch)
+for i = 9, #ARGV do redis.call('UNLINK', ARGV[i]) end
 if redis.call('EXISTS', key) == 0 then return { 'closed' } end
 local job = redis.call('HGET', key, 'job')
 local woken = forget(batch, job)

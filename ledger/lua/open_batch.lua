@@ -1,10 +1,10 @@
--- ARGV: job, n, digest, chunks, credit, limit, ring_ms, kind, names, models, spaces, token, and of a batch of copies
--- the number of the last batch that has an original
+-- ARGV: job, n, digest, chunks, credit, limit, ring_ms, kind, names, models, spaces, token, of a batch of copies the number of the last batch that has an original (or empty), key of its text if that is here, too
 -- Opens batch `job.n` if n is the job's next number and the budget has room; a repeat counts nothing twice.
 local job, n, digest = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local credit, limit, ring = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local key = job_key(job)
 local state = redis.call('HGET', key, 'state')
+if ARGV[14] ~= '' and redis.call('EXISTS', ARGV[14]) == 0 then return { 'unwritten' } end
 if not state then return { 'gone' } end
 local next_n = tonumber(redis.call('HGET', key, 'next'))
 if n == next_n - 1 and redis.call('HGET', key, 'last') == digest then
@@ -30,5 +30,5 @@ redis.call('INCRBY', P .. 'credit', credit)
 redis.call('HSET', key, 'next', n + 1, 'last', digest)
 redis.call('HINCRBY', key, 'staged', ARGV[4])
 redis.call('HINCRBY', key, 'batches', 1)
-if ARGV[13] and wait_for(job .. '.' .. ARGV[13], batch) then return { 'waits' } end
+if ARGV[13] ~= '' and wait_for(job .. '.' .. ARGV[13], batch) then return { 'waits' } end
 return { 'opened' }

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- ARGV: batch, model, token, part, space, ring_ms
+-- ARGV: batch, model, token, part, space, ring_ms, key of its vectors if they are here, too
 -- The first part of a model wins, whoever holds the lease; the last part of a batch makes it ready.
 local batch, model, token = ARGV[1], ARGV[2], ARGV[3]
 local key, step = batch_key(batch), 'embed.' .. model
+if ARGV[7] ~= '' and redis.call('EXISTS', ARGV[7]) == 0 then return { 'unwritten' } end
 if redis.call('EXISTS', key) == 0 then return { 'closed' } end
 alive(key, step, token)
 local space = redis.call('HGET', key, 'space:' .. model)

@@ -127,7 +127,7 @@ class _Run:
         result.attempts = watch.attempts
         self._settle()
         ledger = Ledger(stack.settings)
-        check_ledger(ledger, end["job"], expected, result.findings)
+        check_ledger(ledger, end["job"], expected, result.findings, wiped="wipe redis" in result.faults)
         if not schedule.loses:
             self._check_exact(ledger, since, expected, earlier, encoders)
         ledger.close()

@@ -99,3 +99,13 @@ def test_it_names_counters_that_are_off_and_keys_that_stay(
     assert [one for one in found.counters if "3 staged, 0 done" in one]
     assert [one for one in found.counters if "5 bytes" in one]
     assert {one.split()[0] for one in found.keys} >= {"v5:blob:x.0:text", "v5:steps:aggregate", "step"}
+
+
+def test_letters_may_go_with_a_wiped_redis_and_not_otherwise(ledger: Ledger, expected: Expected) -> None:
+    poison = min(expected.chunks)
+    expected = replace(expected, poison=frozenset({poison}))
+    wiped, found = Findings(), Findings()
+    check_ledger(ledger, "gone", expected, wiped, wiped=True)
+    assert list(wiped) == []
+    check_ledger(ledger, "gone", expected, found)
+    assert list(found) == [f"dead: {poison} is poison and not among them"]

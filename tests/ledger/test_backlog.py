@@ -83,8 +83,8 @@ class Backlog:
             assert steps.close(taken, 1, 0, 0, 0, []) is not None
             return
         model = queue.removeprefix("embed.")
-        steps.put_part(taken, b"vectors")
-        if steps.record(taken, space_mark(taken.plan, model), PartRecord(taken.token, 7, 0.1, "w")):
+        part = PartRecord(taken.token, 7, 0.1, "w")
+        if steps.record(taken, space_mark(taken.plan, model), part, b"vectors"):
             self.queues[QUEUE_AGGREGATE].append(batch)
 
 

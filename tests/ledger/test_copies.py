@@ -40,8 +40,8 @@ def take(ledger: Ledger, job: Job, number: int, step: str = "aggregate") -> Take
 def embed(ledger: Ledger, job: Job, number: int) -> None:
     for model in MODELS:
         taken = take(ledger, job, number, f"embed.{model}")
-        ledger.steps.put_part(taken, b"vectors")
-        ledger.steps.record(taken, space_mark(job.plan, model), PartRecord(taken.token, 1, 0.1, "w"))
+        part = PartRecord(taken.token, 1, 0.1, "w")
+        ledger.steps.record(taken, space_mark(job.plan, model), part, b"vectors")
 
 
 def close(ledger: Ledger, job: Job, number: int) -> list[str] | None:

@@ -22,6 +22,10 @@ def fill(ledger: Ledger) -> None:
     assert is_full(ledger.redis)
 
 
+def part(taken: Taken) -> tuple[PartRecord, bytes]:
+    return PartRecord(taken.token, 100, 0.1, "w"), b"x" * 100
+
+
 def test_a_full_server_refuses_new_work_and_empties_itself(ledger: Ledger, plan: Plan) -> None:
     job, _ = ledger.jobs.open("c", plan, ["src"])
     blob = pack_chunks([Chunk(chunk_id("1"), "text")])
@@ -32,17 +36,18 @@ def test_a_full_server_refuses_new_work_and_empties_itself(ledger: Ledger, plan:
     second = ledger.steps.take(batch, f"embed.{NAMES[1]}")
     assert isinstance(first, Taken)
     assert isinstance(second, Taken)
-    ledger.steps.put_part(first, b"x")
-    ledger.steps.put_part(second, b"x")
+    assert not ledger.steps.record(first, space_mark(plan, NAMES[0]), *part(first))
+    assert ledger.steps.record(second, space_mark(plan, NAMES[1]), *part(second))
+    third = ledger.steps.take(f"{job.id}.1", f"embed.{NAMES[0]}")
+    assert isinstance(third, Taken)
     fill(ledger)
     with pytest.raises(LedgerFull):
         ledger.steps.stage(job.id, plan, 2, "upsert", NAMES, 1, blob, 10, 1 << 30)
     with pytest.raises(LedgerFull):
-        ledger.steps.put_part(first, b"x" * 100)
+        ledger.steps.record(third, space_mark(plan, NAMES[0]), *part(third))
+    assert not ledger.redis.hexists(f"v5:batch:{third.batch}", f"part:{NAMES[0]}")
     # Everything on the way out still works.
-    assert ledger.steps.renew(first) == "kept"
-    assert not ledger.steps.record(first, space_mark(plan, NAMES[0]), PartRecord(first.token, 1, 0.1, "w"))
-    assert ledger.steps.record(second, space_mark(plan, NAMES[1]), PartRecord(second.token, 1, 0.1, "w"))
+    assert ledger.steps.renew(third) == "kept"
     aggregate = ledger.steps.take(batch, "aggregate")
     assert isinstance(aggregate, Taken)
     assert ledger.steps.close(aggregate, 1, 0, 0, 0, []) is not None
@@ -56,7 +61,7 @@ def test_the_script_that_opens_a_batch_is_refused_by_the_server_itself(ledger: L
     job, _ = ledger.jobs.open("c", plan, ["src"])
     fill(ledger)
     with pytest.raises(LedgerFull):
-        ledger.scripts.run("open_batch", job.id, 0, "d", 1, 1, 100, 1, "upsert", "[]", "[]", "[]", "t")
+        ledger.scripts.run("open_batch", job.id, 0, "d", 1, 1, 100, 1, "upsert", "[]", "[]", "[]", "t", "")
     assert ledger.jobs.get(job.id).next == 0
 
 

@@ -268,18 +268,18 @@ class LedgerMachine(RuleBasedStateMachine):
         if not crash:
             self._finish(taken, lost)
             return
-        key = self.ledger.steps.put_part(taken, b"vectors")
+        key = part_key(taken.batch, model, taken.token)
+        self.ledger.blobs.put(taken.batch, key, b"vectors")
         if batch.parts.get(model) != taken.token or not batch.open:
             self.strays.add(key)
         self.attempts.remove(taken)
 
     def _finish(self, taken: Taken, lost: bool) -> None:
         batch, model = self._of(taken), taken.step.removeprefix("embed.")
-        key = self.ledger.steps.put_part(taken, b"vectors")
-        self.strays.discard(key)
+        self.strays.discard(part_key(taken.batch, model, taken.token))
         with self.answers_lost(lost):
             ready = self.ledger.steps.record(
-                taken, space_mark(self.plan, model), PartRecord(taken.token, 1, 0.1, "w")
+                taken, space_mark(self.plan, model), PartRecord(taken.token, 1, 0.1, "w"), b"vectors"
             )
         if batch.open:
             batch.hear(taken)
@@ -416,9 +416,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 taken = steps.take(name, step)
                 assert isinstance(taken, Taken)
                 assert steps.chunks(taken) == batch.chunks, "another text than was staged"
-                steps.put_part(taken, b"vectors")
                 model = step.removeprefix("embed.")
-                steps.record(taken, space_mark(self.plan, model), PartRecord(taken.token, 1, 0.1, "w"))
+                part = PartRecord(taken.token, 1, 0.1, "w")
+                steps.record(taken, space_mark(self.plan, model), part, b"vectors")
             self._expire(name, AGGREGATE)
             taken = steps.take(name, AGGREGATE)
             assert isinstance(taken, Taken)

@@ -40,7 +40,7 @@ def busy(ledger: Ledger, plan: Plan) -> Ledger:
     taken = ledger.steps.take(f"{job.id}.0", f"embed.{MODEL}")
     assert isinstance(taken, Taken)
     part = PartRecord(taken.token, 1, 1.0, "w0@h:2", {"chunks": 1, "forward_seconds": 1e6})
-    ledger.steps.record(taken, space_mark(plan, MODEL), part)
+    ledger.steps.record(taken, space_mark(plan, MODEL), part, b"v")
     last = ledger.steps.take(f"{job.id}.0", "aggregate")
     assert isinstance(last, Taken)
     assert ledger.steps.close(last, 1, 0, 0, 0, []) is not None

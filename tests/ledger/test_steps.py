@@ -44,9 +44,9 @@ def embed(ledger: Ledger, job: Job, step: str, n: int = 0) -> bool:
 
 
 def finish(ledger: Ledger, taken: Taken) -> bool:
-    ledger.steps.put_part(taken, b"vectors of " + taken.token.encode())
-    model = taken.step.removeprefix("embed.")
-    return ledger.steps.record(taken, space_mark(taken.plan, model), PartRecord(taken.token, 1, 0.1, "w"))
+    model, blob = taken.step.removeprefix("embed."), b"vectors of " + taken.token.encode()
+    part = PartRecord(taken.token, len(blob), 0.1, "w")
+    return ledger.steps.record(taken, space_mark(taken.plan, model), part, blob)
 
 
 def test_a_batch_goes_from_staging_to_done_and_leaves_nothing(ledger: Ledger, job: Job) -> None:
@@ -155,9 +155,8 @@ def test_recording_again_after_a_lost_answer_says_the_same(ledger: Ledger, job: 
 def test_a_part_of_another_space_is_refused(ledger: Ledger, job: Job) -> None:
     stage(ledger, job)
     taken = take(ledger, job, FIRST)
-    ledger.steps.put_part(taken, b"x")
     with pytest.raises(SpaceMismatch, match="wants qdrant-minilm-onnx in space"):
-        ledger.steps.record(taken, "another", PartRecord(taken.token, 1, 0.1, "w"))
+        ledger.steps.record(taken, "another", PartRecord(taken.token, 1, 0.1, "w"), b"x")
     assert not ledger.redis.keys(f"v5:blob:{taken.batch}:{MODELS[0]}:*")
     assert ledger.steps.take(taken.batch, "aggregate") == Refused("early")
 
@@ -274,12 +273,11 @@ def test_every_blob_has_a_ttl(ledger: Ledger, job: Job) -> None:
 
 def test_what_each_worker_did_moves_with_its_batch_once(ledger: Ledger, job: Job) -> None:
     def record(taken: Taken, worker: str, seconds: float) -> None:
-        ledger.steps.put_part(taken, b"vectors")
         model = taken.step.removeprefix("embed.")
         notes = {"chunks": 3, "forward_seconds": seconds, "useful_tokens": 90, "padded_tokens": 100}
         part = PartRecord(taken.token, 1, 9.0, worker, notes)
-        ledger.steps.record(taken, space_mark(taken.plan, model), part)
-        ledger.steps.record(taken, space_mark(taken.plan, model), part)
+        ledger.steps.record(taken, space_mark(taken.plan, model), part, b"vectors")
+        ledger.steps.record(taken, space_mark(taken.plan, model), part, b"vectors")
 
     for n, pid in enumerate((7, 8)):
         stage(ledger, job, n)

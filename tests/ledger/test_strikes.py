@@ -161,7 +161,8 @@ def test_what_was_held_against_a_chunk_outlives_a_part_that_is_lost(ledger: Ledg
         taken = take(ledger, batch, step)
         ledger.steps.name(taken, 0)
         model = step.removeprefix("embed.")
-        ledger.steps.record(taken, space_mark(taken.plan, model), PartRecord(taken.token, 1, 0.1, "w"))
+        part = PartRecord(taken.token, 1, 0.1, "w")
+        ledger.steps.record(taken, space_mark(taken.plan, model), part, b"vectors")
         assert ledger.steps.name(taken, 0) == "recorded"
     ready = take(ledger, batch, "aggregate")
     runs_out(ledger, batch, reconcile=True, step="aggregate")

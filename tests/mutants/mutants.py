@@ -90,6 +90,13 @@ MUTANTS = (
         ("tests/ledger/test_steps.py",),
     ),
     Mutant(
+        "a part is recorded although the server refused its vectors",
+        "ledger/lua/record.lua",
+        "if ARGV[7] ~= '' and redis.call('EXISTS', ARGV[7]) == 0 then return { 'unwritten' } end\n",
+        "",
+        ("tests/ledger/test_round_trips.py",),
+    ),
+    Mutant(
         "the embedded store's upsert is unconditional",
         "store/edge_operations.py",
         "edge.UpdateOperation.upsert_points(rows, condition=not_newer(started))",

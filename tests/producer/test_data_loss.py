@@ -103,8 +103,8 @@ class InProcessFleet:
             return
         model = step.removeprefix("embed.")
         self.embedded.update((chunk.id, model) for chunk in chunks)
-        self.ledger.steps.put_part(taken, b"vectors")
-        if self.ledger.steps.record(taken, space_mark(taken.plan, model), PartRecord("t", 7, 0.1, "w")):
+        part = PartRecord(taken.token, 7, 0.1, "w")
+        if self.ledger.steps.record(taken, space_mark(taken.plan, model), part, b"vectors"):
             self._rings.put((batch, QUEUE_AGGREGATE))
 
 

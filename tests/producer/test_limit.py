@@ -64,7 +64,7 @@ class Scene:
         taken = steps.take(batch, step)
         assert isinstance(taken, Taken)
         record = PartRecord(taken.token, 7, 0.1, "w")
-        assert steps.record(taken, space_mark(self._plan, MODEL), record)
+        assert steps.record(taken, space_mark(self._plan, MODEL), record, b"vectors")
         last = steps.take(batch, "aggregate")
         assert isinstance(last, Taken)
         assert steps.close(last, 2, 0, 0, 0, []) is not None

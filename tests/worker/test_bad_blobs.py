@@ -113,9 +113,8 @@ def test_a_bad_part_is_made_again_and_bad_text_is_lost_at_the_aggregator(
     for batch, blob in zip(found.batches, [*parts, *texts], strict=True):
         taken = ledger.steps.take(batch, STEP)
         assert isinstance(taken, Taken)
-        ledger.steps.put_part(taken, blob)
         record = PartRecord(taken.token, len(blob), 0.1, "w")
-        assert ledger.steps.record(taken, space_mark(found.plan, MODEL), record)
+        assert ledger.steps.record(taken, space_mark(found.plan, MODEL), record, blob)
     for batch in found.batches[: len(parts)]:
         assert aggregator._aggregate(batch=batch, step=QUEUE_AGGREGATE) == "incomplete"
         assert not ledger.redis.hexists(f"v5:batch:{batch}", f"part:{MODEL}")
