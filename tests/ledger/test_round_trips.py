@@ -58,7 +58,7 @@ def through(ledger: Ledger, plan: Plan, n: int, job: str, sent: Counted) -> list
     assert ledger.blobs.get(last.batch, [last.part_key(MODEL)]) == [b"vectors"]
     assert [0 < ttl <= ledger.settings.blob_ttl_seconds for ttl in ttls(ledger, last)] == [True, True]
     sent()
-    assert steps.close(last, 1, 0, 0, 0, [])
+    assert steps.close(last, 1, 0, 0, 0, []) is not None
     counts.append(sent())
     assert ttls(ledger, last) == [-2, -2]
     return counts
