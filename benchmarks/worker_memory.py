@@ -122,7 +122,7 @@ def micro_batches(chunks: int, seed: int = 7) -> Iterator[MicroBatch]:
             width = int(lengths[rows[0]])
             ids = rng.integers(1000, 20_000, (len(rows), width))
             mask = (np.arange(width) < lengths[list(rows), None]).astype(np.int64)
-            yield MicroBatch(rows, Padded(ids, mask), int(mask.sum()), mask.size)
+            yield MicroBatch(rows, Padded(ids, mask), int(mask.sum()), mask.size, mask.shape[1])
 
 
 def open_encoder(folder: Path, change: Callable[[Any], None]) -> OnnxEncoder:

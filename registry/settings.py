@@ -64,13 +64,16 @@ class Settings(BaseSettings):
     device: str = ""
     #: Number format of this process' model on a GPU; empty: the model's own. A CPU computes in float32.
     dtype: Literal["", "float32", "float16", "bfloat16"] = ""
+    #: `unpadded`: texts go through a torch model without padding between them; `padded`: with it; `auto`:
+    #: without where the GPU has a kernel for it (float16 or bfloat16, compute capability 8.0 or newer).
+    attention: Literal["auto", "padded", "unpadded"] = "auto"
     #: True: a GPU may round the factors of float32 products to TF32's 10 bits. Faster; recorded.
     tf32: bool = False
     #: CPU threads of a forward pass; 0: all cores this process may use.
     threads: int = Field(default=0, ge=0)
-    #: Padded tokens of a micro-batch; 0: what a worker's first start finds fastest on its device, or less
-    #: where that once had no memory for it (`budgets.json` in the data directory). What is set here is
-    #: neither remembered nor forgotten.
+    #: Tokens of a micro-batch, padding included; 0: what a worker's first start finds fastest on its device,
+    #: or less where that once had no memory for it (`budgets.json` in the data directory). What is set here
+    #: is neither remembered nor forgotten.
     micro_batch_tokens: int = Field(default=0, ge=0)
     #: Serve made-up vectors, in spaces of their own (tests, rehearsals).
     fake_encoders: bool = False

@@ -82,6 +82,8 @@ def verify(collection: str, shard: Shard | None, as_json: bool, **options: Any) 
 def _said(fact: dict[str, Any]) -> str:
     """One way in which vectors were made, for people."""
     words = [fact["dtype"], fact["quantization"], "TF32" if fact["tf32"] else ""]
+    if attention := fact.get("attention"):
+        words.append(f"without padding ({attention})")
     if transport := fact.get("transport"):
         words.append(f"(sent as {transport})")
     return f"{fact['model']} in {' '.join(filter(None, words))} by {fact['backend']} on {fact['device']}"

@@ -28,6 +28,7 @@ from worker.encoders.check import check_vectors
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder
 from worker.encoders.tokens import Padded
+from worker.encoders.unpadded import useful
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.weights
@@ -194,9 +195,13 @@ def _rows_from_the_first_token(encoder: Any, batch: Any, raw: Any, kinds: Any) -
 def _all_rows(encoder: Any, batch: Any, raw: Any, kinds: Any) -> Any:
     """A row for `<s>`, too."""
     states = torch.cat([raw[:, :1], raw], dim=1)
-    tokens = Padded(batch.tokens.ids, np.pad(batch.tokens.mask, ((0, 0), (1, 0)), constant_values=1))
+    ids, mask = (
+        np.pad(each, ((0, 0), (1, 0)), constant_values=1) for each in (batch.tokens.ids, batch.tokens.mask)
+    )
+    tokens = Padded(ids, mask)
     with torch.inference_mode():
-        return _with(encoder, batch, raw, multi=encoder._rows(states, tokens))
+        flat = useful(states, tokens)
+        return _with(encoder, batch, raw, multi=encoder._rows(flat, tokens.starts, tokens.flat_ids))
 
 
 def _rows_not_unit(encoder: Any, batch: Any, raw: Any, kinds: Any) -> Any:

@@ -206,7 +206,7 @@ class Rows:
     def prepare(self, given: Sequence[str], side: str) -> Any:
         """One micro-batch; the tokens are the texts themselves."""
         counts = np.array([len(text.split()) for text in given], np.int32)
-        return Prepared([MicroBatch(tuple(range(len(given))), given, 1, 1)], counts, counts)
+        return Prepared([MicroBatch(tuple(range(len(given))), given, 1, 1, 1)], counts, counts)
 
     def forward(self, batch: MicroBatch) -> Any:
         """The texts again."""

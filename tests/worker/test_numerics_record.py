@@ -66,6 +66,12 @@ def test_each_way_is_noted_once_by_vector(store: EdgeStore, monkeypatch: pytest.
         ("cuda", "float32", True),
     ]
     assert len(written) == 6
+    # What a padded part says of its attention is what was noted before there was any other.
+    records.settle("c", plan, [ONNX], {ONNX: part(attention="")})
+    assert len(written) == 6
+    records.settle("c", plan, [ONNX], {ONNX: part(attention="varlen")})
+    facts = recorded(store.notes("c"))[ONNX]
+    assert [fact["attention"] for fact in facts if "attention" in fact] == ["varlen"]
 
 
 def test_what_is_no_numerics_stays_out_and_nothing_is_noted_of_a_payload(store: EdgeStore) -> None:

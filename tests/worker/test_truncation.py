@@ -235,7 +235,7 @@ class Small(FakeEncoder):
         together = super().pack(windows)
         if len(windows) == 1:
             return together
-        return [MicroBatch(tuple(range(len(windows))), None, 1, 1)]
+        return [MicroBatch(tuple(range(len(windows))), None, 1, 1, 1)]
 
     def forward(self, batch: MicroBatch) -> Any:
         if batch.tokens is None:

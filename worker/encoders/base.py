@@ -23,11 +23,13 @@ class MicroBatch:
 
     #: Positions of these texts in the list given to `prepare`.
     rows: tuple[int, ...]
-    #: What `forward` of the same encoder understands (token arrays, padded).
+    #: What `forward` of the same encoder understands (token arrays, padded or packed).
     tokens: Any
-    #: Tokens that carry text, and cells of the padded array; their ratio is the padding's cost.
+    #: Tokens that carry text, and all cells of the array; their ratio is the padding's cost.
     useful_tokens: int
     padded_tokens: int
+    #: Tokens of the longest text.
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Numerics:
     dtype: str
     tf32: bool = False
     quantization: str = ""
+    #: What computes attention without padding (see worker/encoders/unpadded.py); empty: texts are padded.
+    attention: str = ""
     #: Why the device is not the one to be expected (no CUDA device, …); empty where it is.
     fallback: str = ""
     #: Versions of what computes, for the record.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from registry.settings import Settings
 from worker.encoders.base import MicroBatch
 from worker.encoders.pooling import Floats, unit
 from worker.encoders.text import TextEncoder, check_vocabulary, text_tokenizer
-from worker.encoders.tokens import Padded
+from worker.encoders.tokens import Ids, Packed, Padded, Starts
 from worker.encoders.torch_runtime import TorchRuntime
+from worker.encoders.unpadded import model_inputs, useful
 from worker.weights import Weights
 
-#: Padded tokens of a micro-batch on a CPU: as for the others, a batch that leaves the cache is slower.
+#: Tokens of a micro-batch on a CPU: as for the others, a batch that leaves the cache is slower.
 CPU_BUDGET = 1024
-#: Padded tokens of a micro-batch on a GPU; a longer text goes alone.
+#: Tokens of a micro-batch on a GPU; a longer text goes alone.
 CUDA_BUDGET = 16384
 #: Tokens whose weights say nothing about a text: begin, end, padding, unknown.
 UNWEIGHTED = ("<s>", "</s>", "<pad>", "<unk>")
@@ -37,16 +39,18 @@ _UNUSED = ("pooler.", "embeddings.position_ids")
 class BgeM3Encoder(TextEncoder):
     """Dense, sparse and ColBERT vectors as the reference implementation gives them.
 
-    Only ids and mask are given to the model, which counts positions itself, from the ids: a `<pad>` that
-    stands in a text has the padding's position there, as upstream.
+    Positions are counted from the ids, by the model itself where texts are padded: a `<pad>` that stands in a
+    text has the padding's position there, as upstream.
     """
 
     def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
         """Raises WeightsError naming the file or tensor that is not the model's; FleetError for a device that
         is not here."""
         self._runtime = TorchRuntime(spec, settings)
+        self._runtime.leave_out_padding()
         config = _config(spec, weights.path)
-        tokenizer = text_tokenizer(spec, weights, config.pad_token_id)
+        self._pad_id: int = config.pad_token_id
+        tokenizer = text_tokenizer(spec, weights, self._pad_id, packed=self._runtime.packed)
         budget = self._runtime.budget("transformers", cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
         super().__init__(spec, task, settings, tokenizer, budget)
         self._unweighted = np.array([tokenizer.id_of(token) for token in UNWEIGHTED])
@@ -62,19 +66,24 @@ class BgeM3Encoder(TextEncoder):
         self.numerics = self._runtime.numerics("transformers")
 
     def forward(self, batch: MicroBatch) -> Any:
-        """Last hidden states `[b, t, h]` on the device."""
-        tokens: Padded = batch.tokens
+        """Last hidden states `[b, t, h]` on the device; `[1, t, h]` of packed texts."""
+        tokens: Padded | Packed = batch.tokens
         device = self._runtime.device.name
         with self._runtime.errors(), torch.inference_mode():
+            if isinstance(tokens, Packed):
+                counts = (tokens.flat_ids != self._pad_id).astype(np.int64)
+                positions = self._pad_id + np.where(counts, 1 + tokens.counted(counts), 0)
+                return self._model(**model_inputs(tokens, positions, device)).last_hidden_state
             ids, mask = torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device)
             return self._model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def finish(self, batch: MicroBatch, raw: Any, kinds: Sequence[OutputKind]) -> dict[OutputKind, Vectors]:
         """The outputs asked for, each from the same states."""
         make = {"dense": self._dense, "sparse": self._lexical, "multi": self._rows}
-        tokens: Padded = batch.tokens
+        tokens: Padded | Packed = batch.tokens
         with self._runtime.errors(), torch.inference_mode():
-            return {kind: make[kind](raw, tokens) for kind in kinds}
+            states = useful(raw, tokens)
+            return {kind: make[kind](states, tokens.starts, tokens.flat_ids) for kind in kinds}
 
     def free(self) -> None:
         """See Encoder.free."""
@@ -85,26 +94,22 @@ class BgeM3Encoder(TextEncoder):
         del self._model, self._colbert, self._sparse
         self._runtime.release()
 
-    def _dense(self, states: Any, tokens: Padded) -> Vectors:  # noqa: ARG002
+    def _dense(self, states: Any, starts: Starts, ids: Ids) -> Vectors:  # noqa: ARG002
         """The state of `<s>`, L2."""
-        return Dense(unit(_host(states[:, 0])))
+        return Dense(unit(_host(states[_index(starts[:-1], states)])))
 
-    def _lexical(self, states: Any, tokens: Padded) -> Vectors:
+    def _lexical(self, states: Any, starts: Starts, ids: Ids) -> Vectors:
         """relu of a weight for each token; of equal tokens the largest. A text may have none above zero."""
-        weights = _host(self._sparse(states.float())[:, :, 0])
-        each = [
-            lexical(ids[mask == 1], row[mask == 1], self._unweighted)
-            for ids, row, mask in zip(tokens.ids, weights, tokens.mask, strict=True)
-        ]
+        weights = _host(self._sparse(states.float())[:, 0])
+        each = [lexical(ids[a:b], weights[a:b], self._unweighted) for a, b in pairwise(starts.tolist())]
         offsets = np.cumsum([0, *(len(ids) for ids, _ in each)], dtype=np.int64)
         return Sparse(np.concatenate([i for i, _ in each]), np.concatenate([w for _, w in each]), offsets)
 
-    def _rows(self, states: Any, tokens: Padded) -> Vectors:
+    def _rows(self, states: Any, starts: Starts, ids: Ids) -> Vectors:
         """One unit row for each token but `<s>`; `</s>` has one."""
-        mask = tokens.mask[:, 1:] == 1
-        marked = states[:, 1:][torch.from_numpy(mask).to(states.device)]
+        marked = states[_index(np.delete(np.arange(len(ids)), starts[:-1]), states)]
         rows = unit(_host(self._colbert(marked.float())))
-        return Multi(rows, np.cumsum([0, *mask.sum(axis=1).tolist()], dtype=np.int64))
+        return Multi(rows, starts - np.arange(len(starts), dtype=np.int64))
 
 
 def lexical(
@@ -117,6 +122,10 @@ def lexical(
     largest = np.zeros(len(distinct), np.float32)
     np.maximum.at(largest, where, weights[counts])
     return distinct, largest
+
+
+def _index(positions: npt.NDArray[Any], states: Any) -> Any:
+    return torch.from_numpy(positions).to(states.device)
 
 
 def _host(values: Any) -> Floats:
@@ -140,7 +149,7 @@ def _load_model(spec: ModelSpec, path: Path, config: Any, runtime: TorchRuntime)
             str(path),
             config=config,
             dtype=runtime.dtype,
-            attn_implementation="sdpa",
+            attn_implementation=runtime.attention,
             local_files_only=True,
             use_safetensors=False,
             weights_only=True,

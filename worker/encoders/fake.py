@@ -168,7 +168,8 @@ def _micro_batch(rows: tuple[int, ...], texts: Sequence[str], lengths: npt.NDArr
     digests = b"".join(hashlib.blake2b(texts[row].encode(), digest_size=8).digest() for row in rows)
     poisons = tuple(texts[row] if POISON in texts[row] else "" for row in rows)
     tokens = _Tokens(np.frombuffer(digests, np.uint64), lengths[index], poisons)
-    return MicroBatch(rows, tokens, int(lengths[index].sum()), len(rows) * int(lengths[rows[0]]))
+    longest = int(lengths[rows[0]])
+    return MicroBatch(rows, tokens, int(lengths[index].sum()), len(rows) * longest, longest)
 
 
 def _mix(x: Seeds) -> Seeds:

@@ -14,13 +14,14 @@ from registry.settings import Settings
 from worker.encoders.base import MicroBatch
 from worker.encoders.jina_v4_model import load
 from worker.encoders.text import TextEncoder, check_vocabulary, text_tokenizer
-from worker.encoders.tokens import Padded
+from worker.encoders.tokens import Packed, Padded, Starts
 from worker.encoders.torch_runtime import TorchRuntime
+from worker.encoders.unpadded import model_inputs, useful
 from worker.weights import Weights
 
-#: Padded tokens of a micro-batch on a CPU: a batch that leaves the cache is slower.
+#: Tokens of a micro-batch on a CPU: a batch that leaves the cache is slower.
 CPU_BUDGET = 1024
-#: Padded tokens of a micro-batch on a GPU; a longer text goes alone. They want about 2 GB beside the model.
+#: Tokens of a micro-batch on a GPU; a longer text goes alone. They want about 2 GB beside the model.
 CUDA_BUDGET = 16384
 
 
@@ -33,15 +34,16 @@ class JinaV4Encoder(TextEncoder):
     takes `<|vision_start|>` inside a text for the begin of a picture and pools that picture only. Here all of
     these are ordinary tokens at positions 0, 1, 2, …, and the mean is over all of them.
 
-    Attention is causal and padding stands on the right, so no token ever sees padding, whatever its id: the
-    pass needs no mask, and takes torch's fused attention. Only pooling and rows need to know where a text
-    ends.
+    Attention is causal and padding, where there is any, stands on the right, so no token ever sees padding,
+    whatever its id: the pass needs no mask, and takes torch's fused attention. Only pooling and rows need to
+    know where a text ends.
     """
 
     def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
         """Load it with the task's adapter; raises as `load`, and PlanError for a task it does not have."""
         runtime = TorchRuntime(spec, settings)
-        tokenizer = text_tokenizer(spec, weights)
+        runtime.leave_out_padding()
+        tokenizer = text_tokenizer(spec, weights, packed=runtime.packed)
         super().__init__(
             spec, task, settings, tokenizer, runtime.budget("transformers", cpu=CPU_BUDGET, cuda=CUDA_BUDGET)
         )
@@ -51,33 +53,32 @@ class JinaV4Encoder(TextEncoder):
         self.numerics = runtime.numerics("transformers")
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
-        """The states after the final norm, `[b, t, 2048]` on the device; those of padding mean nothing."""
-        tokens: Padded = batch.tokens
+        """The states after the final norm, `[b, t, 2048]` on the device; those of padding mean nothing.
+        `[1, t, 2048]` of packed texts."""
+        tokens: Padded | Packed = batch.tokens
+        device = self._runtime.device.name
         with self._runtime.errors(), torch.inference_mode():
-            ids = torch.from_numpy(tokens.ids).to(self._runtime.device.name)
-            states: torch.Tensor = self._model.text(input_ids=ids, use_cache=False).last_hidden_state
+            if isinstance(tokens, Packed):
+                inputs = model_inputs(tokens, tokens.positions, device)
+            else:
+                inputs = {"input_ids": torch.from_numpy(tokens.ids).to(device)}
+            states: torch.Tensor = self._model.text(**inputs, use_cache=False).last_hidden_state
             return states
 
     def finish(
         self, batch: MicroBatch, raw: torch.Tensor, kinds: Sequence[OutputKind]
     ) -> dict[OutputKind, Vectors]:
         """Pool and project what is asked for; sums and norms in float32 whatever the pass computed in."""
-        tokens: Padded = batch.tokens
+        tokens: Padded | Packed = batch.tokens
         made: dict[OutputKind, Vectors] = {}
         with self._runtime.errors(), torch.inference_mode():
-            mask = torch.from_numpy(tokens.mask).to(raw.device)
+            states = useful(raw, tokens)
             if "dense" in kinds:
-                made["dense"] = Dense(_mean(raw, mask))
+                made["dense"] = Dense(_mean(states, tokens.starts))
             if "multi" in kinds:
-                made["multi"] = self._rows(raw, mask)
+                rows = normalize(self._model.projector(states).float(), dim=-1).cpu().numpy()
+                made["multi"] = Multi(rows, tokens.starts.astype(np.int64))
         return made
-
-    def _rows(self, states: torch.Tensor, mask: torch.Tensor) -> Multi:
-        """Unit rows of all texts, one after the other."""
-        rows = normalize(self._model.projector(states[mask.bool()]).float(), dim=-1).cpu().numpy()
-        offsets = np.zeros(len(mask) + 1, np.int64)
-        np.cumsum(mask.sum(dim=1).cpu().numpy(), out=offsets[1:])
-        return Multi(rows, offsets)
 
     def free(self) -> None:
         """See Encoder.free."""
@@ -89,9 +90,9 @@ class JinaV4Encoder(TextEncoder):
         self._runtime.release()
 
 
-def _mean(states: torch.Tensor, mask: torch.Tensor) -> FloatArray:
-    """Unit means `[b, h]` of the states that the mask marks."""
-    # Not a product: a state of padding may be infinite in half precision, and 0 · ∞ is no number.
-    summed = states.masked_fill(~mask.bool().unsqueeze(-1), 0).sum(dim=1, dtype=torch.float32)
+def _mean(states: torch.Tensor, starts: Starts) -> FloatArray:
+    """Unit means `[b, h]` of each text's states."""
+    lengths = torch.from_numpy(np.diff(starts).astype(np.int64)).to(states.device)
+    summed = torch.segment_reduce(states.float(), "sum", lengths=lengths, unsafe=True)
     means: FloatArray = normalize(summed, dim=-1).cpu().numpy()
     return means

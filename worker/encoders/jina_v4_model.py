@@ -57,7 +57,9 @@ def load(spec: ModelSpec, task: str, snapshot: Path, runtime: TorchRuntime) -> J
         config = _text_config(spec, task, snapshot)
         # Without memory: every parameter is put in its place by `_fill`.
         with torch.device("meta"):
-            text = Qwen2_5_VLTextModel._from_config(config, dtype=runtime.dtype, attn_implementation="sdpa")
+            text = Qwen2_5_VLTextModel._from_config(
+                config, dtype=runtime.dtype, attn_implementation=runtime.attention
+            )
             projector = nn.Linear(spec.dimension, spec.output("multi").dimension)
         modules = {_TEXT.removesuffix("."): text, PROJECTOR: projector}
         adapter = read_adapter(snapshot, task, _linears(modules))

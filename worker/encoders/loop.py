@@ -73,7 +73,7 @@ class Work:
         self.counters.add(useful_tokens=batch.useful_tokens, padded_tokens=batch.padded_tokens)
         self.check(vectors, len(batch.rows))
         budget = self.encoder.budget
-        budget.widest = max(budget.widest, width_of(batch))
+        budget.widest = max(budget.widest, batch.longest)
         return vectors
 
     def relieve(self) -> None:
@@ -183,7 +183,7 @@ class Loop(ABC):
         if len(rows) > 1:
             self._shortage = self._shortage or _Shortage(budget, budget, set(rows))
             self._shortage.limit = max(1, min(self._shortage.limit, batch.padded_tokens) // 2)
-        self._again(self.spare(rows, said, width_of(batch)))
+        self._again(self.spare(rows, said, batch.longest))
 
     def _again(self, groups: list[tuple[int, ...]]) -> None:
         """Put these in the place of what was next."""
@@ -246,11 +246,6 @@ def _asynchronous(encoder: Encoder) -> bool:
     """Whether a pass only starts in `forward`: torch returns from it long before a GPU is done, which shows
     when `finish` fetches the results. onnxruntime waits."""
     return encoder.numerics.device != "cpu" and encoder.numerics.backend != "onnxruntime"
-
-
-def width_of(batch: MicroBatch) -> int:
-    """Tokens of its longest text."""
-    return batch.padded_tokens // max(1, len(batch.rows))
 
 
 def _halves(rows: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from registry.models import OutputKind
 from worker.encoders.base import Encoder
-from worker.encoders.loop import PROBE, Work, width_of
+from worker.encoders.loop import PROBE, Work
 
 logger = logging.getLogger(__name__)
 
@@ -127,4 +127,4 @@ class _Trial:
 
     def _width_of(self, text: str) -> int:
         (batch,) = self._work.prepare([text]).micro_batches
-        return width_of(batch)
+        return batch.longest

@@ -18,14 +18,15 @@ from registry.settings import Settings
 from worker.encoders.base import MicroBatch
 from worker.encoders.pooling import unit
 from worker.encoders.text import TextEncoder, check_vocabulary, text_tokenizer
-from worker.encoders.tokens import Padded
+from worker.encoders.tokens import Packed, Padded
 from worker.encoders.torch_runtime import TorchRuntime
+from worker.encoders.unpadded import model_inputs
 from worker.tensors import header, shards
 from worker.weights import Weights
 
-#: Padded tokens of a micro-batch on a CPU: as for ONNX, a batch that leaves the cache is slower.
+#: Tokens of a micro-batch on a CPU: as for ONNX, a batch that leaves the cache is slower.
 CPU_BUDGET = 1024
-#: Padded tokens of a micro-batch on a GPU; a longer text goes alone. 1.5 B parameters want about 2 GB for it.
+#: Tokens of a micro-batch on a GPU; a longer text goes alone. 1.5 B parameters want about 2 GB for it.
 CUDA_BUDGET = 16384
 
 _POOLING = {"mean": "mean", "cls": "cls", "last-token": "lasttoken"}
@@ -41,8 +42,10 @@ class SentenceTransformerEncoder(TextEncoder):
 
     def __init__(self, spec: ModelSpec, task: str, weights: Weights, settings: Settings) -> None:
         self._runtime = TorchRuntime(spec, settings)
+        self._runtime.leave_out_padding()
         self._model = _load(spec, weights, self._runtime)
-        tokenizer = text_tokenizer(spec, weights, self._model.tokenizer.pad_token_id or 0)
+        pad_id = self._model.tokenizer.pad_token_id or 0
+        tokenizer = text_tokenizer(spec, weights, pad_id, packed=self._runtime.packed)
         super().__init__(
             spec,
             task,
@@ -59,12 +62,17 @@ class SentenceTransformerEncoder(TextEncoder):
 
     def forward(self, batch: MicroBatch) -> Any:
         """The checkpoint's modules, pooling included: `[b, d]` on the device."""
-        tokens: Padded = batch.tokens
+        tokens: Padded | Packed = batch.tokens
+        device = self._runtime.device.name
         with self._runtime.errors(), torch.inference_mode():
-            features = {
-                "input_ids": torch.from_numpy(tokens.ids).to(self._runtime.device.name),
-                "attention_mask": torch.from_numpy(tokens.mask).to(self._runtime.device.name),
-            }
+            if isinstance(tokens, Packed):
+                # The library's pooling, too, goes by where each text begins, where it is told.
+                features = model_inputs(tokens, tokens.positions, device)
+            else:
+                features = {
+                    "input_ids": torch.from_numpy(tokens.ids).to(device),
+                    "attention_mask": torch.from_numpy(tokens.mask).to(device),
+                }
             return self._model(features)["sentence_embedding"]
 
     def finish(
@@ -96,7 +104,11 @@ def _load(spec: ModelSpec, weights: Weights, runtime: TorchRuntime) -> Any:
                 str(weights.path),
                 device=runtime.device.name,
                 local_files_only=True,
-                model_kwargs={"dtype": runtime.dtype, "use_safetensors": True},
+                model_kwargs={
+                    "dtype": runtime.dtype,
+                    "use_safetensors": True,
+                    "attn_implementation": runtime.attention,
+                },
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise WeightsError(f"{spec.name}: {weights.path} cannot be loaded: {error}") from error

@@ -59,10 +59,13 @@ class TextEncoder:
         return self._prompt.query if side == "query" else self._prompt.document
 
 
-def text_tokenizer(spec: ModelSpec, weights: Weights, pad_id: int = 0) -> TextTokenizer:
+def text_tokenizer(
+    spec: ModelSpec, weights: Weights, pad_id: int = 0, *, packed: bool = False
+) -> TextTokenizer:
     """The checkpoint's tokenizer.json, cutting at the model's limit.
 
-    `pad_id` stands where the file names no padding of its own. Raises WeightsError if it is unreadable.
+    `pad_id` stands where the file names no padding of its own; `packed` texts have none. Raises WeightsError
+    if it is unreadable.
     """
     file = weights.path / "tokenizer.json"
     try:
@@ -75,6 +78,7 @@ def text_tokenizer(spec: ModelSpec, weights: Weights, pad_id: int = 0) -> TextTo
         weights.max_tokens or spec.max_tokens,
         pad_id=padding["pad_id"],
         padding_side=spec.padding_side,
+        packed=packed,
     )
 
 

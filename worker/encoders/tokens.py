@@ -1,10 +1,10 @@
-"""Texts to padded token arrays: the true count, the cut, micro-batches packed by tokens."""
+"""Texts to token arrays, padded or packed: the true count, the cut, micro-batches by tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from worker.encoders.base import MicroBatch, Prepared, Window
 GROUP_CHARS = 1 << 18
 
 Ids = npt.NDArray[np.int64]
+Starts = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,48 @@ class Padded:
 
     ids: Ids
     mask: Ids
+
+    @property
+    def flat_ids(self) -> Ids:
+        """The ids of all texts without padding, one text after the other `[t]`."""
+        flat: Ids = self.ids[self.mask == 1]
+        return flat
+
+    @property
+    def starts(self) -> Starts:
+        """Where each text begins in `flat_ids`, and where the last one ends: `[b + 1]`."""
+        return _starts(self.mask.sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Token ids of a micro-batch, one text after the other without padding."""
+
+    #: `[t]`.
+    flat_ids: Ids
+    #: Where each text begins, and where the last one ends: `[b + 1]`.
+    starts: Starts
+
+    @property
+    def ids(self) -> Ids:
+        """As the one row that a model takes: `[1, t]`."""
+        return self.flat_ids[None]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int(np.diff(self.starts).max())
+
+    def counted(self, own: Ids) -> Ids:
+        """How many tokens of the same text stand before each, without those where `own` is 0: `[t]`."""
+        before = np.cumsum(own) - own
+        counted: Ids = before - np.repeat(before[self.starts[:-1]], np.diff(self.starts))
+        return counted
+
+    @property
+    def positions(self) -> Ids:
+        """Each token's place in its text, from 0: `[t]`."""
+        return self.counted(np.ones_like(self.flat_ids))
 
 
 class TextTokenizer:
@@ -39,35 +82,39 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, max_tokens: int, *, pad_id: int, padding_side: Literal["left", "right"]
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        *,
+        pad_id: int,
+        padding_side: Literal["left", "right"],
+        packed: bool = False,
     ) -> None:
-        """Take a copy of `tokenizer`, so that whoever else holds it changes nothing here."""
+        """Take a copy of `tokenizer`, so that whoever else holds it changes nothing here.
+
+        `packed`: micro-batches are `Packed`, and otherwise `Padded`.
+        """
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._max_tokens = max_tokens
         self._pad_id = pad_id
         self._left = padding_side == "left"
+        self._packed = packed
         self._trailing = _trailing_specials(self._tokenizer)
 
     def prepare(self, texts: Sequence[str], budget: int) -> Prepared:
-        """Tokenise, cut, sort by length, pack micro-batches of at most `budget` padded tokens each.
+        """Tokenise, cut, sort by length, pack micro-batches of at most `budget` tokens each, with padding.
 
         A text longer than the budget goes alone. Raises UnicodeEncodeError or TypeError on a text that is
         not valid Unicode (a lone surrogate).
         """
         kept_ids, seen = self._tokenise(texts)
         kept = np.fromiter(map(len, kept_ids), np.int32, len(kept_ids))
-        batches = [
-            MicroBatch(
-                rows=rows,
-                tokens=self._pad([kept_ids[row] for row in rows]),
-                useful_tokens=int(kept[list(rows)].sum()),
-                padded_tokens=len(rows) * int(kept[rows[0]]),
-            )
-            for rows in pack(kept, budget)
-        ]
-        return Prepared(batches, seen, kept)
+        groups = pack(kept, budget, packed=self._packed)
+        return Prepared(
+            [self._micro_batch(rows, [kept_ids[row] for row in rows]) for rows in groups], seen, kept
+        )
 
     def windows(self, text: str, prefix: str = "") -> list[Window]:
         """All tokens of prefix and text, in windows of the limit; each begins with the leading special tokens
@@ -90,19 +137,8 @@ class TextTokenizer:
         """Micro-batches of neighbouring windows; all but a text's last are equally long."""
         rows = [window.tokens for window in windows]
         at_once = max(1, budget // max(1, max(map(len, rows), default=1)))
-        batches = []
-        for at in range(0, len(rows), at_once):
-            some = rows[at : at + at_once]
-            useful = sum(map(len, some))
-            batches.append(
-                MicroBatch(
-                    rows=tuple(range(at, at + len(some))),
-                    tokens=self._pad(some),
-                    useful_tokens=useful,
-                    padded_tokens=len(some) * len(some[0]),
-                )
-            )
-        return batches
+        groups = [range(at, min(at + at_once, len(rows))) for at in range(0, len(rows), at_once)]
+        return [self._micro_batch(tuple(group), [rows[at] for at in group]) for group in groups]
 
     @property
     def size(self) -> int:
@@ -131,6 +167,25 @@ class TextTokenizer:
             return ids
         return ids[: self._max_tokens - self._trailing] + ids[len(ids) - self._trailing :]
 
+    def _micro_batch(self, positions: tuple[int, ...], rows: list[list[int]]) -> MicroBatch:
+        """`rows` of token ids, the first of which is the longest."""
+        lengths = [len(row) for row in rows]
+        tokens: Padded | Packed
+        if self._packed:
+            if not all(lengths):
+                # Its last token would be its neighbour's.
+                raise EncodeError("a text without any token has no vector")
+            tokens = Packed(np.concatenate(rows, dtype=np.int64), _starts(lengths))
+        else:
+            tokens = self._pad(rows)
+        return MicroBatch(
+            rows=positions,
+            tokens=tokens,
+            useful_tokens=sum(lengths),
+            padded_tokens=tokens.ids.size,
+            longest=lengths[0],
+        )
+
     def _pad(self, rows: list[list[int]]) -> Padded:
         """`rows` as arrays as wide as the first, which is the longest."""
         width = len(rows[0])
@@ -143,20 +198,24 @@ class TextTokenizer:
         return Padded(ids, mask)
 
 
-def pack(lengths: npt.NDArray[np.int32], budget: int) -> list[tuple[int, ...]]:
+def pack(lengths: npt.NDArray[np.int32], budget: int, *, packed: bool = False) -> list[tuple[int, ...]]:
     """Rows of each micro-batch: longest texts first, so that what needs most memory runs first.
 
-    Sorting by true length keeps the padding small; ties keep their order, so packing is deterministic.
+    Sorting by true length keeps the padding small; ties keep their order, so packing is deterministic. A text
+    takes as many tokens of the budget as the longest beside it; its own number where it is `packed`.
     """
     batches: list[tuple[int, ...]] = []
     current: list[int] = []
-    width = 0
+    width = total = 0
     for row in np.argsort(-lengths, kind="stable").tolist():
-        if current and width * (len(current) + 1) > budget:
+        cost = max(1, int(lengths[row])) if packed or not current else width
+        if current and total + cost > budget:
             batches.append(tuple(current))
             current = []
+            cost = max(1, int(lengths[row]))
         if not current:
-            width = max(1, int(lengths[row]))
+            width, total = cost, 0
+        total += cost
         current.append(row)
     if current:
         batches.append(tuple(current))
@@ -166,6 +225,12 @@ def pack(lengths: npt.NDArray[np.int32], budget: int) -> list[tuple[int, ...]]:
 def rows_needed(tokenizer: Tokenizer) -> int:
     """One more than the highest id: ids may have gaps, so how many there are says too little."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _starts(lengths: Sequence[int] | npt.NDArray[Any]) -> Starts:
+    starts = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, dtype=np.int32, out=starts[1:])
+    return starts
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ from registry.settings import Settings
 from worker.encoders.base import Numerics
 from worker.encoders.budget import Budget, budget_of
 from worker.encoders.device import Device, choose_device, hardware, thread_count
+from worker.encoders.unpadded import PADDED, attention_for, problem_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +50,63 @@ class TorchRuntime:
         torch.set_float32_matmul_precision("high" if allowed else "highest")
         torch.backends.cudnn.allow_tf32 = allowed
         self._tf32 = allowed and self.dtype is torch.float32
+        #: What the model is to compute attention with, by the name that transformers knows it by.
+        self.attention = PADDED
 
     @property
     def dtype_name(self) -> str:
         """`float32`, `bfloat16`, …"""
         return str(self.dtype).removeprefix("torch.")
 
+    @property
+    def packed(self) -> bool:
+        """Whether texts go through without padding."""
+        return self.attention != PADDED
+
+    def leave_out_padding(self) -> None:
+        """Choose `attention` for a model that can do without padding: what settings and the device allow,
+        once it has been tried on the device. What fails there is said, and texts are padded.
+
+        Raises InfrastructureError if the device itself failed, or has no memory.
+        """
+        capability = (0, 0)
+        if self.device.kind == "cuda":
+            capability = torch.cuda.get_device_capability(self.device.index)
+        wanted = attention_for(self._settings.attention, self.device.kind, capability, self.dtype)
+        if wanted != PADDED and (problem := self._problem_of(wanted)):
+            logger.warning(
+                "%s on %s: attention without padding (%s) is of no use: %s; texts are padded instead",
+                self._spec.name, self.device.name, wanted, problem,
+            )  # fmt: skip
+            return
+        self.attention = wanted
+
+    def _problem_of(self, attention: str) -> str:
+        try:
+            with self.loading(self._spec.name):
+                return problem_of(
+                    attention, self._spec.architecture, device=self.device.name, dtype=self.dtype
+                )
+        except DeviceFailed as error:
+            # The only failure of a device that leaves it as it was.
+            if "no kernel image" in str(error):
+                return str(error)
+            raise DeviceFailed(f"{error}; V5_ATTENTION=padded does without what was tried here") from error
+        except InfrastructureError:
+            raise
+        except Exception as error:  # torch and its kernels raise what they like
+            return f"{type(error).__name__}: {error}"
+
     def budget(self, backend: str, *, cpu: int, cuda: int) -> Budget:
-        """Padded tokens of a micro-batch: the numbers are the encoder's own for each kind of device."""
+        """Tokens of a micro-batch, padding included: the numbers are the encoder's own for each kind of
+        device. What is learned of texts with padding says nothing about texts without."""
         return budget_of(
             self._spec,
             self._settings,
             cpu if self.device.kind == "cpu" else cuda,
             hardware=hardware(self.device),
             dtype=self.dtype_name,
-            backend=backend,
+            backend=f"{backend} unpadded" if self.packed else backend,
         )
 
     def numerics(self, backend: str) -> Numerics:
@@ -73,6 +116,7 @@ class TorchRuntime:
             device=self.device.name,
             dtype=self.dtype_name,
             tf32=self._tf32,
+            attention=self.attention if self.packed else "",
             fallback=self.device.fallback,
             versions={"torch": torch.__version__, backend: version(backend)},
         )
