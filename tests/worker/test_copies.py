@@ -214,7 +214,7 @@ def test_copies_wait_for_their_original_and_are_rung_when_it_stands(line: Line, 
     assert (line.passes, ledger.jobs.get(job.id).open_batches) == (2, 0)
 
 
-@pytest.mark.parametrize("how", ["deleted", "changed", "lacking", "uncounted", "unknown", "dropped"])
+@pytest.mark.parametrize("how", ["deleted", "changed", "lacking", "bare", "uncounted", "unknown", "dropped"])
 def test_where_an_original_does_not_stand_as_it_was_named_the_copies_are_embedded(
     line: Line, ledger: Ledger, how: str
 ) -> None:
@@ -238,6 +238,9 @@ def test_where_an_original_does_not_stand_as_it_was_named_the_copies_are_embedde
         (point,) = line.get(original)
         about = {key: value for key, value in point.payload["v5"].items() if key != "tokens"}
         line.store.upsert("c", [replace(point, payload={**point.payload, "v5": about})], started)  # type: ignore[list-item]
+    elif how == "bare":
+        (point,) = line.get(original)
+        line.store.upsert("c", [replace(point, vectors={MINI: point.vectors[MINI]})], started)  # type: ignore[list-item]
     copies = [copy_of(3, original, 0), copy_of(4, other, 0)]
     if how == "unknown":
         copies[0] = replace(copies[0], original=None)
