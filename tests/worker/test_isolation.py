@@ -432,7 +432,7 @@ def test_nothing_else_of_the_process_runs_while_a_chunk_is_named(
         # Each of its texts is a micro-batch of its own.
         texts = ["other " * 3000 + str(i) for i in range(2000)]
         with contextlib.suppress(Abandoned, Stopped):
-            worker._part(scene_taken, encoder, texts, ["dense"], {})
+            worker._part(scene_taken, encoder, texts, ["dense"])
 
     def queries() -> None:
         while not over.is_set():
