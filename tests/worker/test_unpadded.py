@@ -96,12 +96,14 @@ def close(found: Part, wanted: Part, *, atol: float = 1e-5) -> None:
 def test_packed_texts_have_the_vectors_of_padded_ones(name: str, loaded: Callable[..., Any]) -> None:
     packed, padded = loaded(name), loaded(name, "padded")
     texts = texts_for(name)
-    batch = max(packed.prepare(texts, "document").micro_batches, key=lambda batch: batch.padded_tokens)
+    prepared = packed.prepare(texts, "document")
+    batch = max(prepared.micro_batches, key=lambda batch: batch.padded_tokens)
     assert isinstance(batch.tokens, Packed)
     assert len(batch.rows) > 1
     assert batch.useful_tokens == batch.padded_tokens == batch.tokens.ids.size <= BUDGET
     if name != V4:
         assert batch.padded_tokens > getattr(RECIPES.get(name), "MAX_TOKENS", 512)
+    assert batch.longest == batch.tokens.longest == prepared.tokens_kept[list(batch.rows)].max()
     found, wanted = run(packed, texts), run(padded, texts)
     close(found, wanted)
     assert found.notes["padded_tokens"] == found.notes["useful_tokens"] == wanted.notes["useful_tokens"]
