@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
-
 from ledger.blobs import REQUEST_TTL
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
@@ -180,8 +177,9 @@ class Fleet:
                 expires=max(1.0, pending.deadline - time.time()),
                 kwargsrepr=pending.id,
             )
-        except (OperationalError, RedisError, OSError) as error:
-            raise LedgerUnavailable(f"the broker took no request: {error}") from error
+        except Exception as error:
+            # Whatever it is: of a connection that is lost under it, kombu raises AttributeErrors, too.
+            raise LedgerUnavailable(f"the broker took no request: {error!r}") from error
 
     def _served(self, pending: Pending) -> bool:
         model = request_model(pending.queue)
