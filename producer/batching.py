@@ -54,8 +54,8 @@ def cut_batches(
 
     A batch closes at `batch_chunks`, before its text would pass `batch_bytes`, or before its vectors would
     pass `most_vectors` bytes, where `vectors(bytes of text)` are those of one chunk; a chunk with more than
-    that is a batch alone. Equal texts stand together, so that a worker embeds them once; these are ordered
-    by id, so the order of `chunks` does not matter.
+    that is a batch alone. Texts of a size are ordered by themselves, equal ones by id, so the order of
+    `chunks` does not matter.
     """
     batch: list[Chunk] = []
     held = vector_bytes = 0
