@@ -7,6 +7,8 @@ import logging
 from celery import Celery
 
 from ledger.server import Redis, connect, named_errors
+from registry.celery_app import send
+from registry.errors import LedgerUnavailable
 from registry.messages import Ring
 from registry.names import BROKER_PREFIX, QUEUE_AGGREGATE, TASK_AGGREGATE, TASK_EMBED
 from registry.settings import Settings
@@ -26,17 +28,16 @@ class Doorbell:
         task = TASK_AGGREGATE if step == QUEUE_AGGREGATE else TASK_EMBED
         arguments = Ring(batch=batch, step=step).model_dump()
         try:
-            self._app.send_task(
+            send(
+                self._app,
                 task,
                 kwargs=arguments,
                 queue=step,
-                ignore_result=True,
                 argsrepr="",
                 kwargsrepr=f"{batch} {step}",
             )
-        except Exception as error:
-            # Whatever it is: of a connection that is lost under it, kombu raises AttributeErrors, too.
-            log.warning("could not ring %s for batch %s (%r); the reconciler will", step, batch, error)
+        except LedgerUnavailable as error:
+            log.warning("could not ring %s for batch %s (%s); the reconciler will", step, batch, error)
             return False
         return True
 

@@ -12,14 +12,13 @@ from ledger.blobs import REQUEST_TTL
 from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
 from registry import errors
-from registry.celery_app import make_app
+from registry.celery_app import make_app, send
 from registry.codecs import pack_json, unpack_json
 from registry.errors import (
     CodecError,
     FleetError,
     InfrastructureError,
     LedgerFull,
-    LedgerUnavailable,
     Unanswered,
     UsageError,
     V5Error,
@@ -167,19 +166,15 @@ class Fleet:
         seconds = int(self.settings.request_seconds) + REQUEST_TTL
         self.ledger.requests.ask(pending.id, pending.arguments, seconds)
         request = Request(id=pending.id, deadline=pending.deadline)
-        try:
-            self.app.send_task(
-                pending.task,
-                kwargs=request.model_dump(),
-                queue=pending.queue,
-                ignore_result=True,
-                # A request nobody took in time is not worth a worker's while.
-                expires=max(1.0, pending.deadline - time.time()),
-                kwargsrepr=pending.id,
-            )
-        except Exception as error:
-            # Whatever it is: of a connection that is lost under it, kombu raises AttributeErrors, too.
-            raise LedgerUnavailable(f"the broker took no request: {error!r}") from error
+        send(
+            self.app,
+            pending.task,
+            kwargs=request.model_dump(),
+            queue=pending.queue,
+            # A request nobody took in time is not worth a worker's while.
+            expires=max(1.0, pending.deadline - time.time()),
+            kwargsrepr=pending.id,
+        )
 
     def _served(self, pending: Pending) -> bool:
         model = request_model(pending.queue)

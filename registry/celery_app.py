@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 
 from registry.envelopes import RefusedMessage
+from registry.errors import LedgerUnavailable
 from registry.events import FleetEvents
 from registry.names import BROKER_PREFIX
 from registry.settings import Settings, load_settings
@@ -89,3 +90,15 @@ def __getattr__(name: str) -> Celery:
     if name == "app":
         return make_app(load_settings())
     raise AttributeError(name)
+
+
+def send(app: Celery, task: str, **options: Any) -> None:
+    """Send a message for which nobody waits at the broker; `options` are `Celery.send_task`'s.
+
+    Raises LedgerUnavailable whatever kept the broker from taking it: of a connection lost under it, kombu
+    raises AttributeErrors, too.
+    """
+    try:
+        app.send_task(task, ignore_result=True, **options)
+    except Exception as error:
+        raise LedgerUnavailable(f"the broker took no request: {error!r}") from error
