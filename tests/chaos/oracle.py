@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,18 +125,17 @@ class Encoders:
         ]
 
     def embedded(self, expected: Expected, before: Expected | None) -> int:
-        """Texts that a submission must take through models, once for each model."""
-        standing = before.standing if before else {}
-        fresh = [
-            chunk
-            for chunk in expected.chunks.values()
-            if chunk.id not in standing or standing[chunk.id].text != chunk.text
-        ]
-        return len(fresh) * len(self._encoders)
+        """Texts that a submission must take through models, once for each model: a text that has vectors
+        takes none, and of equal texts one does."""
+        standing = {chunk.text for chunk in before.standing.values()} if before else set()
+        fresh = {chunk.text for chunk in expected.good.values()} - standing
+        # Poison is never copied from: each of its texts is tried by itself.
+        return (len(fresh) + len(expected.poison)) * len(self._encoders)
 
-    def tokens(self, text: str) -> int:
-        """Tokens of a text over all models."""
-        return sum(int(e.prepare([text], "document").tokens_seen[0]) for e in self._encoders.values())
+    def tokens(self, texts: Iterable[str]) -> int:
+        """Tokens of texts over all models."""
+        encoders = self._encoders.values()
+        return sum(int(e.prepare([text], "document").tokens_seen[0]) for text in texts for e in encoders)
 
 
 def _stored(vectors: Vectors) -> Vector:

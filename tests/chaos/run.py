@@ -101,8 +101,8 @@ class _Run:
         self._limit = STUCK * slowness
         self._say = say
         self._began = time.monotonic()
-        #: What is to end at which time; a fault may last into the next phase.
-        self._undo: list[tuple[float, Callable[[], object]]] = []
+        #: What ends by itself; a fault may last into the next phase.
+        self._lasting: list[threading.Timer] = []
 
     def go(self) -> None:
         stack, schedule, result = self._stack, self._schedule, self._result
@@ -150,7 +150,7 @@ class _Run:
         stack = self._stack
         end = time.monotonic() + self._limit
         watch.begin(len(expected.chunks))
-        faults = _Faults(stack, injections, watch, self._note, self._undo)
+        faults = _Faults(stack, injections, watch, self._note, self._lasting)
         command = ["submit", *map(str, paths), "-c", COLLECTION, *stack.plan_options, "--json", *options]
         while True:
             stack.producer = stack.fleet.start(*command)
@@ -224,16 +224,20 @@ class _Run:
                 f"the jobs {', '.join(job.id for job in jobs)} have staged, done, dead, lost {standing}, "
                 f"not {wanted}"
             )
-        tokens = sum(encoders.tokens(chunk.text) for chunk in good)
+        texts = [chunk.text for chunk in good]
+        # A copy has none, unless it was embedded after all: beside poison, or by a producer that began again.
+        least, most = encoders.tokens(set(texts)), encoders.tokens(texts)
         seen = sum(job.tokens_seen for job in jobs)
-        if before is None and seen != tokens:
-            self._result.findings.counters.append(f"the jobs have {seen} tokens, not {tokens}")
+        if before is None and not least <= seen <= most:
+            self._result.findings.counters.append(f"the jobs have {seen} tokens, not {least} to {most}")
 
     def _settle(self) -> None:
         """Wait until the fleet has nothing to do and everything runs."""
         stack = self._stack
-        for _, undo in self._undo:
-            undo()
+        for fault in self._lasting:
+            fault.cancel()
+            # Again, perhaps: it does no harm.
+            fault.function()
         stack.heal()
         self._until_idle(lambda: _busy(stack))
         stack.wait_ready()
@@ -267,21 +271,18 @@ class _Faults:
         injections: tuple[Injection, ...],
         watch: Watch,
         note: Callable[[Injection, Done], None],
-        undo: list[tuple[float, Callable[[], object]]],
+        lasting: list[threading.Timer],
     ) -> None:
         self._stack = stack
         self._left = list(injections)
         self._watch = watch
         self._note = note
-        self._undo = undo
+        self._lasting = lasting
         self._last = time.monotonic()
         self.cancelled = False
 
     def tick(self) -> None:
         now = time.monotonic()
-        for when, undo in [one for one in self._undo if one[0] <= now]:
-            self._undo.remove((when, undo))
-            undo()
         if self._left and self._watch.started and self._is_due(self._left[0], now):
             injection = self._left.pop(0)
             # A server that is away has nothing that a fault could be done to.
@@ -292,7 +293,11 @@ class _Faults:
             self._note(injection, done)
             self._last = time.monotonic()
             if done.undo is not None:
-                self._undo.append((time.monotonic() + done.lasts, done.undo))
+                # Not here: the next fault may wait for a fleet that cannot start before this one ends.
+                timer = threading.Timer(done.lasts, done.undo)
+                timer.daemon = True
+                timer.start()
+                self._lasting.append(timer)
 
     def _is_due(self, injection: Injection, now: float) -> bool:
         return self._watch.progress >= injection.at or now - self._last > MOST_BETWEEN
