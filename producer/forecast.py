@@ -14,9 +14,10 @@ from producer.batching import cut_batches, windows
 from producer.corpus import Corpus
 from producer.credit import BATCHES_AT_LEAST, vector_bytes, vector_cost
 from producer.draft import text_bytes
+from producer.originals import Originals
 from producer.problem import Problem
 from registry import footprint
-from registry.chunks import Chunk
+from registry.chunks import STORED, Chunk
 from registry.codecs import pack_chunks
 from registry.footprint import Footprint
 from registry.models import embedder
@@ -51,9 +52,11 @@ class Speed:
 class ModelForecast:
     """One model's share of the work."""
 
-    #: Estimated tokens through the model: after truncation at its limit.
+    #: Estimated tokens through the model: after truncation at its limit; a copy of a text takes none.
     tokens: int
     speed: Speed
+    #: Those with vectors in the end, of copies too: rows of a multi-vector, weights of a sparse one.
+    stored_tokens: int = 0
 
     @property
     def hours(self) -> float | None:
@@ -70,6 +73,8 @@ class Forecast:
     models: dict[str, ModelForecast]
     files: int = 0
     chunks: int = 0
+    #: Chunks with the text of an earlier one, whose vectors they take.
+    copies: int = 0
     #: Chunks or files that would be dead letters, and what a rule leaves out, each by reason.
     rejected: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
@@ -115,6 +120,7 @@ class Forecast:
             "plan": self.plan.describe(),
             "files": self.files,
             "chunks": self.chunks,
+            "copies": self.copies,
             "rejected": self.rejected,
             "left_out": self.left_out,
             "batches": self.batches,
@@ -180,18 +186,24 @@ def forecast(
     found = Forecast(plan, {name: ModelForecast(0, speed[name]) for name in plan.models})
     names = [vector.name for vector in plan.vectors()]
     cost = vector_cost(plan, names)
-    sums = dict.fromkeys(plan.models, 0.0)
+    originals = Originals()
+    embedded, copied = dict.fromkeys(plan.models, 0.0), dict.fromkeys(plan.models, 0.0)
     for window in windows(corpus.items(), settings):
         _count(found, window.problems)
+        fresh, copies = originals.split(window.chunks)
+        originals.note(fresh, STORED)
         found.chunks += len(window.chunks)
-        for batch in cut_batches(window.chunks, settings, cost, budget // BATCHES_AT_LEAST):
-            _add(found, batch, names)
-            for name in plan.models:
-                most = sys.maxsize if plan.truncate == "split-and-pool" else embedder(name).max_tokens
-                sums[name] += _tokens(batch, most, speed[name].bytes_per_token)
+        found.copies += len(copies)
+        for chunks, sums in ((fresh, embedded), (copies, copied)):
+            for batch in cut_batches(chunks, settings, cost, budget // BATCHES_AT_LEAST):
+                _add(found, batch, names)
+                for name in plan.models:
+                    most = sys.maxsize if plan.truncate == "split-and-pool" else embedder(name).max_tokens
+                    sums[name] += _tokens(batch, most, speed[name].bytes_per_token)
         report(found)
-    for name, tokens in sums.items():
-        found.models[name].tokens = round(tokens)
+    for name, model in found.models.items():
+        model.tokens = round(embedded[name])
+        model.stored_tokens = round(embedded[name] + copied[name])
     found.files = corpus.estimate().files
     found.vector_bytes = sum(_in_redis(found, name) for name in plan.models)
     found.vectors = _in_qdrant(found)
@@ -220,12 +232,12 @@ def _tokens(batch: Sequence[Chunk], most: int, bytes_per_token: float) -> float:
 
 
 def _in_redis(found: Forecast, name: str) -> int:
-    tokens, total = found.models[name].tokens, 0
+    tokens, texts, total = found.models[name].tokens, found.chunks - found.copies, 0
     for kind in found.plan.kinds(name):
         width = embedder(name).output(kind).dimension
         match kind:
             case "dense":
-                total += found.chunks * width * found.plan.value_bytes
+                total += texts * width * found.plan.value_bytes
             case "multi":
                 total += tokens * width * found.plan.value_bytes
             case "sparse":
@@ -236,7 +248,7 @@ def _in_redis(found: Forecast, name: str) -> int:
 def _in_qdrant(found: Forecast) -> dict[str, Footprint]:
     vectors = found.plan.vectors()
     rows = {
-        v.name: found.models[v.models[0]].tokens if v.kind == "multi" else found.chunks
+        v.name: found.models[v.models[0]].stored_tokens if v.kind == "multi" else found.chunks
         for v in vectors
         if v.kind != "sparse"
     }
@@ -246,7 +258,7 @@ def _in_qdrant(found: Forecast) -> dict[str, Footprint]:
         model = vector.models[0]
         if vector.kind == "sparse":
             # A token that comes twice in a text is one entry: an upper bound.
-            entries, vocabulary = found.models[model].tokens, embedder(model).architecture.vocabulary
+            entries, vocabulary = found.models[model].stored_tokens, embedder(model).architecture.vocabulary
             sizes[vector.name] = footprint.sparse(found.chunks, entries, vocabulary)
         else:
             index = found.plan.index_of(vector)

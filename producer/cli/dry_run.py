@@ -89,8 +89,9 @@ def _tell(found: Forecast, budget: int, notes: list[str]) -> None:
     from rich.table import Table
 
     click.echo(f"plan: {found.plan.describe()}")
+    copies = f" ({found.copies:,} with the text of another, not embedded again)" if found.copies else ""
     click.echo(
-        f"corpus: {_many(found.files, 'file')}, {_many(found.chunks, 'chunk')} in "
+        f"corpus: {_many(found.files, 'file')}, {_many(found.chunks, 'chunk')}{copies} in "
         f"{_many(found.batches, 'batch', 'batches')}"
     )
     for what, reasons in (("would be dead letters", found.rejected), ("left out", found.left_out)):

@@ -23,7 +23,7 @@ MINI, BGE = "qdrant-minilm-onnx", "bge-m3"
 def corpus(tmp_path: Path, settings) -> Corpus:
     """700 texts of 40 to 440 bytes, one of 10,000 bytes, one empty one."""
     (tmp_path / "p").mkdir()
-    rows = [{"text": "word" * (10 + i % 100), "id": f"c{i}"} for i in range(700)]
+    rows = [{"text": f"{i:04}" + "word" * (9 + i % 100), "id": f"c{i}"} for i in range(700)]
     rows += [{"text": "x" * 10_000}, {"text": ""}]
     (tmp_path / "p/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "p/.hidden").write_text("")
@@ -55,6 +55,26 @@ def test_tokens_end_at_a_models_limit(corpus, settings):
         (BGE, 8192, BYTES_PER_TOKEN["XLMRobertaModel"]),
     ):
         assert found.models[name].tokens == round(sum(min(most, length / each) for length in lengths))
+
+
+def test_a_copy_is_stored_and_not_embedded(tmp_path, settings):
+    rows = [{"text": f"{i % 8} " + "word" * 20, "id": f"c{i}"} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = make_plan(primary=BGE, outputs={BGE: ["dense", "sparse", "multi"]})
+    # A window of ten: originals of one, copies in the next.
+    settings = settings.model_copy(update={"window_chunks": 10})
+    once = open_corpus([tmp_path / "a.jsonl"], root=None, settings=settings)
+    found = forecast(once, plan, settings, speeds(plan, {}, []))
+    each = 82 / BYTES_PER_TOKEN["XLMRobertaModel"]
+    model = found.models[BGE]
+    assert (found.chunks, found.copies) == (20, 12)
+    # Eight originals, their two first copies, the ten others.
+    assert found.batches == 3
+    assert (model.tokens, model.stored_tokens) == (round(8 * each), round(20 * each))
+    assert found.vector_bytes == 8 * 1024 * 4 + model.tokens * (12 + 1024 * 4)
+    assert found.vectors[BGE].raw == 20 * 1024 * 4
+    assert found.vectors["bge-m3-colbert"].raw == model.stored_tokens * 1024 * 2
+    assert found.as_json(1)["copies"] == 12
 
 
 def test_redis_holds_text_and_vectors_and_no_more_at_once_than_the_budget(corpus, settings):
