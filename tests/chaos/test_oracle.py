@@ -16,6 +16,7 @@ from registry.settings import Settings
 from store.base import Point
 from store.edge import EdgeStore
 from store.points import build_point
+from tests.chaos.material import Material
 from tests.chaos.oracle import Encoders, Expected, Findings, check_ledger, check_store, read_expected
 
 PLANS = (
@@ -109,3 +110,19 @@ def test_letters_may_go_with_a_wiped_redis_and_not_otherwise(ledger: Ledger, exp
     assert list(wiped) == []
     check_ledger(ledger, "gone", expected, found)
     assert list(found) == [f"dead: {poison} is poison and not among them"]
+
+
+def test_a_corpus_has_equal_texts_and_of_these_one_is_embedded(settings: Settings, tmp_path: Path) -> None:
+    plan = PLANS[0]
+    encoders = Encoders(plan, settings)
+    material = Material(tmp_path / "corpus", 1)
+    before = None
+    for _ in range(2):
+        expected = read_expected(material.paths, settings, before)
+        stood = {chunk.text for chunk in before.standing.values()} if before else set()
+        texts = [chunk.text for chunk in expected.good.values()]
+        assert len(texts) - len(set(texts)) > 10
+        fresh = len(set(texts) - stood) + len(expected.poison)
+        assert encoders.embedded(expected, before) == fresh * len(plan.models)
+        before = expected
+        material.change()
