@@ -84,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     most = max(each[name]["passes"] / len(set(texts)) for each in rounds for name, texts in corpora.items())
     aims = [at_most("passes for each text", most, 1.0)]
     show_aims(aims)
-    save(options.json, {**vars(options), "rounds": rounds, "ratios": ratios}, aims)
+    given = {"chunks": options.chunks, "share": options.share, "window": options.window}
+    save(options.json, {**given, "rounds": rounds, "ratios": ratios}, aims)
     return 0
 
 

@@ -113,8 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
         if size.valid
     ]
     show_aims(aims)
-    results = {**vars(options), "sizes": [{**asdict(size), "valid": size.valid} for size in found]}
-    save(options.json, results, aims)
+    given = {"seconds": options.seconds, "batch": options.batch}
+    save(options.json, {**given, "sizes": [{**asdict(size), "valid": size.valid} for size in found]}, aims)
     return 0
 
 
