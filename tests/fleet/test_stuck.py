@@ -178,6 +178,8 @@ def test_a_consumer_that_was_cancelled_answers_pings_and_is_replaced(
 ) -> None:
     worker = watched("none", {"stuck_seconds": 4})
     assert worker.app.control.cancel_consumer(QUEUE, reply=True, timeout=20.0, limit=1)
+    # Its read in flight, of a second, would take the message and put it back.
+    time.sleep(2.0)
     worker.stage()
     assert worker.answers()
     assert worker.waiting() == 1
