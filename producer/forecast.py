@@ -197,9 +197,9 @@ def forecast(
         for chunks, sums in ((fresh, embedded), (copies, copied)):
             for batch in cut_batches(chunks, settings, cost, budget // BATCHES_AT_LEAST):
                 _add(found, batch, names)
-                for name in plan.models:
-                    most = sys.maxsize if plan.truncate == "split-and-pool" else embedder(name).max_tokens
-                    sums[name] += _tokens(batch, most, speed[name].bytes_per_token)
+            for name in plan.models:
+                most = sys.maxsize if plan.truncate == "split-and-pool" else embedder(name).max_tokens
+                sums[name] += _tokens(chunks, most, speed[name].bytes_per_token)
         report(found)
     for name, model in found.models.items():
         model.tokens = round(embedded[name])
@@ -227,8 +227,8 @@ def _add(found: Forecast, batch: list[Chunk], names: Sequence[str]) -> None:
     found.largest_batch = max(found.largest_batch, reserved)
 
 
-def _tokens(batch: Sequence[Chunk], most: int, bytes_per_token: float) -> float:
-    return sum(min(most, max(1.0, text_bytes(chunk.text) / bytes_per_token)) for chunk in batch)
+def _tokens(chunks: Sequence[Chunk], most: int, bytes_per_token: float) -> float:
+    return sum(min(most, max(1.0, text_bytes(chunk.text) / bytes_per_token)) for chunk in chunks)
 
 
 def _in_redis(found: Forecast, name: str) -> int:
