@@ -10,11 +10,12 @@ import subprocess
 from pathlib import Path
 
 from registry.errors import FleetError
-from registry.processes import die_with_parent
-from registry.settings import MIB, Settings
+from registry.processes import ALLOCATOR, die_with_parent
+from registry.settings import Settings
 
 #: Every line has its reason: no TCP port, so nobody else can reach it; append-only, so that kill -9 loses
-#: nothing; noeviction, so that a full server refuses instead of forgetting.
+#: nothing; the log is written anew only where it is large, and as it is, for nearly all in it are blobs that
+#: came and went, and packed; noeviction, so that a full server refuses instead of forgetting.
 _CONFIG = """\
 port 0
 unixsocket {socket}
@@ -22,16 +23,14 @@ unixsocketperm 700
 dir {folder}
 appendonly yes
 appendfsync everysec
+auto-aof-rewrite-min-size 512mb
+rdbcompression no
 save ""
 maxmemory {maxmemory}
 maxmemory-policy noeviction
 daemonize no
 logfile ""
 """
-
-#: The memory of freed blobs stays with the server, up to this much of it: to fetch the pages of the next ones
-#: anew takes it a third of its time. glibc reads these; to set only one would undo the other. Bytes.
-_ALLOCATOR = (f"MALLOC_TRIM_THRESHOLD_={32 * MIB}", f"MALLOC_MMAP_THRESHOLD_={32 * MIB}")
 
 
 def find_server() -> Path:
@@ -67,7 +66,9 @@ def prepare(settings: Settings) -> list[str]:
     config.write_text(
         _CONFIG.format(socket=_quoted(socket), folder=_quoted(folder), maxmemory=settings.redis_maxmemory)
     )
-    return ["env", *_ALLOCATOR, str(find_server()), str(config)]
+    # The memory of freed blobs stays with it: to fetch the pages of the next ones takes a third of its time.
+    allocator = [f"{name}={value}" for name, value in ALLOCATOR.items()]
+    return ["env", *allocator, str(find_server()), str(config)]
 
 
 def start(settings: Settings, log: Path | None = None) -> subprocess.Popen[bytes]:

@@ -21,6 +21,7 @@ from ledger.ledger import Ledger
 from registry.celery_app import make_app
 from registry.envelopes import RefusedMessage
 from registry.errors import InfrastructureError, LedgerFull, V5Error
+from registry.processes import spare_what_stands
 from registry.settings import Settings
 from worker import lanes
 from worker.edge import Edge
@@ -241,6 +242,7 @@ class FleetProcess:
                 owner.say("starting")
                 try:
                     owner.prepare()
+                    spare_what_stands()
                 except InfrastructureError:
                     raise
                 except V5Error as error:
