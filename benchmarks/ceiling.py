@@ -1,6 +1,6 @@
 """The most that the fleet can carry: the whole pipeline around encoders that cost next to nothing.
 
-    python -m benchmarks.ceiling [--chunks 12000] [--rounds 3] [--json FILE]
+    python -m benchmarks.ceiling [--chunks 36000] [--rounds 3] [--json FILE]
 
 The plan is of two large models with made-up vectors (1536 + 1024 values). A round is one submission to a
 running fleet, from reading to searchable, and the same points put into Qdrant Edge alone, in a bare loop in
@@ -32,6 +32,7 @@ from ledger.ledger import Ledger
 from ledger.server import Redis
 from registry.chunks import Chunk, chunk_id
 from registry.plan import Plan
+from registry.processes import keep_freed_memory
 from registry.settings import load_settings
 from store.binding import Binding
 from store.edge_operations import slices, upsert_operations
@@ -51,10 +52,12 @@ ROUND_TRIPS = ("evalsha", "mget", "unlink", "brpop", "lpush", "exec", "publish")
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--chunks", type=int, default=12_000, help="chunks of a round (default 12000)")
+    parser.add_argument("--chunks", type=int, default=36_000, help="chunks of a round (default 36000)")
     parser.add_argument("--rounds", type=int, default=3, help="paired rounds (default 3)")
     parser.add_argument("--json", help="also write the results to this file")
     options = parser.parse_args(arguments)
+    # As the fleet's processes do.
+    keep_freed_memory()
     texts = _texts(options.chunks)
     home = Path(tempfile.mkdtemp(prefix="v5-bench-"))
     fleet: list[dict[str, Any]] = []
@@ -176,14 +179,18 @@ def _bare_edge(directory: Path, texts: Sequence[str]) -> tuple[float, float]:
     shard = Shard.create(directory, layout(Binding.of(plan)))
     random, seconds, cpu = np.random.default_rng(0), 0.0, 0.0
     size = load_settings().batch_chunks
+    tokens = dict.fromkeys(plan.models, (100, 100))
     for at in range(0, len(texts), size):
-        chunks = [Chunk(chunk_id(str(at + i)), text) for i, text in enumerate(texts[at : at + size])]
+        chunks = [
+            Chunk(chunk_id(str(at + i)), text, {"id": str(at + i)}, "corpus.jsonl")
+            for i, text in enumerate(texts[at : at + size])
+        ]
         rows = {
             vector.name: random.standard_normal((len(chunks), vector.dimension), np.float32)
             for vector in plan.vectors()
         }
         points = [
-            build_point(chunk, {name: values[i] for name, values in rows.items()}, "bare", 1)
+            build_point(chunk, {name: values[i] for name, values in rows.items()}, "bare", 1, tokens)
             for i, chunk in enumerate(chunks)
         ]
         begun, used = time.perf_counter(), time.process_time()

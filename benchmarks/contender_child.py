@@ -58,10 +58,12 @@ def ours(directory: str, threads: int) -> Embed:  # noqa: ARG001
     import threading
 
     from registry.codecs import Dense
+    from registry.processes import keep_freed_memory
     from registry.settings import load_settings
     from worker.encoders.encode import encode
     from worker.encoders.factory import load_encoder
 
+    keep_freed_memory()
     encoder = load_encoder("qdrant-minilm-onnx", "", load_settings(device="cpu", threads=threads), ["dense"])
     lock = threading.Lock()
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.functions import stdlib_functions
 from benchmarks.report import at_least, save, show, show_aims
+from registry.processes import keep_freed_memory
 from registry.settings import load_settings
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="paired rounds (default 3)")
     parser.add_argument("--json", help="also write the results to this file")
     options = parser.parse_args(arguments)
+    # As the fleet's processes do.
+    keep_freed_memory()
     texts = stdlib_functions(options.chunks)
     home = Path(tempfile.mkdtemp(prefix="v5-bench-"))
     environment = {**os.environ, "V5_DATA_DIR": str(home / "data"), "V5_LOG_LEVEL": "WARNING"}
