@@ -40,7 +40,7 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("encoders", ("--chunks", "500", "--repeats", "2"), 400),
-    Benchmark("overhead", ("--chunks", "1500", "--rounds", "2"), 400),
+    Benchmark("overhead", ("--chunks", "3000", "--rounds", "2"), 600),
     Benchmark("ceiling", ("--rounds", "2"), 400),
     Benchmark("interactive", ("--samples", "100", "--chunks", "4000"), 800),
     Benchmark("staging", (), 400),

@@ -1,6 +1,6 @@
 """The fleet against a bare loop over the same encoder: what everything around the forward pass costs.
 
-    python -m benchmarks.overhead [--chunks 1500] [--rounds 3] [--json FILE]
+    python -m benchmarks.overhead [--chunks 3000] [--rounds 3] [--json FILE]
 
 Both work through the same chunks on the same cores. A round is one bare loop and one submission to a running
 fleet, from `submit` to searchable, each from nothing: the fleet gets a fresh collection. The ratio is that of
@@ -37,7 +37,7 @@ LOOP_BATCH = 128
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--chunks", type=int, default=1500, help="functions to embed (default 1500)")
+    parser.add_argument("--chunks", type=int, default=3000, help="functions to embed (default 3000)")
     parser.add_argument("--rounds", type=int, default=3, help="paired rounds (default 3)")
     parser.add_argument("--json", help="also write the results to this file")
     options = parser.parse_args(arguments)

@@ -5,7 +5,8 @@
 MiniLM's own tokenizer, and two of the kinds that the large models have, trained here on the same functions
 (theirs are not at hand; their vocabularies are five to eight times larger): byte-level BPE, as Qwen2's, and
 Unigram, as XLM-RoBERTa's. Each takes batches as a worker does: tokenised, cut, sorted, packed, padded; on
-one core and on all. Beside it the bare library over the same texts at once, on as many cores: the limit.
+one core, and on all by a worker's threads. Beside it the bare library over the same texts at once, on as many
+cores: the limit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from benchmarks.functions import stdlib_functions
 from benchmarks.report import at_least, save, show, show_aims
 from registry.models import embedder
 from registry.settings import load_settings
+from worker.embedder import EmbedWorker
 from worker.encoders.tokens import TextTokenizer
 from worker.weights import locate
 
@@ -108,11 +112,12 @@ def _apart(cores: int, file: Path, texts: list[str], rounds: int) -> dict[str, A
     """`measure` in a process of its own: the library looks once at how many cores it may take."""
     os.environ["RAYON_NUM_THREADS"] = str(cores)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (str(file), texts, rounds))
+        return pool.apply(measure, (str(file), texts, rounds, min(cores, EmbedWorker.threads)))
 
 
-def measure(file: str, texts: list[str], rounds: int) -> dict[str, Any]:
-    """Medians over paired rounds: tokens per second as a worker takes them, and of the bare library."""
+def measure(file: str, texts: list[str], rounds: int, threads: int) -> dict[str, Any]:
+    """Medians over paired rounds: tokens per second as so many threads of a worker take them (while one packs
+    what it has, the other's texts are tokenised), and of the bare library."""
     tokenizer = Tokenizer.from_file(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -122,10 +127,11 @@ def measure(file: str, texts: list[str], rounds: int) -> dict[str, Any]:
     tokens = sum(int(ours.prepare(batch, BUDGET).tokens_seen.sum()) for batch in batches)
     seconds: list[float] = []
     bare: list[float] = []
+    pool = ThreadPoolExecutor(threads)
     for _ in range(rounds):
         begun = time.perf_counter()
-        for batch in batches:
-            ours.prepare(batch, BUDGET)
+        for _prepared in pool.map(partial(ours.prepare, budget=BUDGET), batches):
+            pass
         seconds.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         for encoding in tokenizer.encode_batch_fast(texts):
