@@ -204,9 +204,12 @@ def _open(graph: Path, device: Device, settings: Settings) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count(settings)
     options.inter_op_num_threads = 1
-    # Threads that spin while they wait take the cores from the tokenizer and from the other workers; where
-    # nothing else runs they would gain 2 %.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that spin while they wait take the cores from the tokenizer and from the other workers, but for
+    # as long as waking them would take. Small blocks, so that a thread whose core is taken leaves less to
+    # wait for. Together 3 to 5 % faster than neither, in as much CPU time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+    options.add_session_config_entry("session.dynamic_block_base", "4")
     # Attention's smallest weights may be denormals, which a CPU takes many times longer for.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     # A pattern is kept for each shape of input, and ours are nearly all different.
