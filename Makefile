@@ -25,7 +25,7 @@ help:
 	@echo "make chaos        a fleet under random faults, against an oracle (RUNS=200, or SEED=7 replays one)"
 	@echo "make mutants      the project broken on purpose, to see tests fail (ARGS=lease: those with that word)"
 	@echo "make soak         memory of Redis and the producer over long jobs, every figure shown"
-	@echo "make bench        the benchmarks (on an idle machine, 17 minutes; ARGS='--only peers')"
+	@echo "make bench        the benchmarks (on an idle machine, 20 minutes; ARGS='--only peers')"
 	@echo "make clean        remove .venv and caches"
 
 $(VENV)/bin/python:
