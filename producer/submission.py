@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 #: How often the ledger is asked how far the job is. Seconds.
 LOOK = 0.25
-#: … and once only so many batches of it are open.
-LAST_LOOKS, LAST_BATCHES = 0.05, 4
 #: Passes over the corpus: a further one is needed only where text was lost on the way.
 MOST_PASSES = 10
 
@@ -445,7 +443,7 @@ class Submission:
     def _drain(self, job: str) -> Job:
         """Wait until none of the job's batches is open."""
         while (seen := self._look(job, force=True)).open_batches:
-            time.sleep(LAST_LOOKS if seen.open_batches <= LAST_BATCHES else LOOK)
+            time.sleep(LOOK)
         return seen
 
     def _seal(self, job: str) -> State:
