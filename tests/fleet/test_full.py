@@ -90,7 +90,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_in_the_data_directory_is_said_and_outlived(
-    make_fleet: Callable[..., Any], corpus: Callable[..., Path], small_disk: Path
+    small_disk: Path, make_fleet: Callable[..., Any], corpus: Callable[..., Path]
 ) -> None:
     fleet = make_fleet(fake_encoders="true", ring_seconds="1.5", reconcile_seconds="0.2", alive_seconds="3")
     fleet.environment |= {"V5_DATA_DIR": str(small_disk / "d"), "V5_PATIENCE_SECONDS": "4"}
