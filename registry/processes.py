@@ -14,10 +14,10 @@ V5 = (sys.executable, "-P", "-m", "v5")
 
 #: How much freed memory a process keeps for the next of its kind, and the smallest that it gives back at
 #: once. Bytes.
-KEPT_BYTES = 32 << 20
+_KEPT_BYTES = 32 << 20
 #: What `keep_freed_memory` sets, for a process of another kind: its environment, as glibc reads it. To set
 #: only one of them would undo the other.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES), "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES)}
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES), "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES)}
 #: New objects between two looks of the garbage collector at the youngest; Python's own is 700.
 _COLLECT_EVERY = 20_000
 
@@ -37,8 +37,8 @@ def keep_freed_memory() -> None:
     twentieth of what the pipeline takes. Only with glibc; what the environment says of it stands."""
     mallopt = getattr(_libc, "mallopt", None)
     if mallopt is not None and not ALLOCATOR.keys() & os.environ.keys():
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 def spare_what_stands() -> None:

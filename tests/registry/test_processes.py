@@ -1,4 +1,4 @@
-"""What processes of this machine share: the C library's memory, the garbage collector, births."""
+"""What processes of this machine share: memory that was freed, and what the garbage collector looks at."""
 
 from __future__ import annotations
 
