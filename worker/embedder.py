@@ -25,6 +25,7 @@ from worker.answers import Answers
 from worker.counters import Counters
 from worker.edge import Abandoned
 from worker.encoders.base import Encoder, Side
+from worker.encoders.compile_trial import compile_if_faster
 from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 from worker.encoders.loop import PROBE
@@ -89,6 +90,7 @@ class EmbedWorker(FleetProcess):
         kinds = [output.kind for output in spec.outputs]
         encoder = load_encoder(self.model, self.model_task, self.settings, kinds, **self._served)
         warm_up(encoder, kinds)
+        compile_if_faster(encoder, kinds)
         if not self.settings.made_up:
             probe(encoder, kinds)
         gate = GoldenGate(encoder, kinds, self.ledger.goldens, self._device, self.settings.golden_batches)

@@ -56,8 +56,8 @@ class NumericsRecords:
 
 def fact_of(model: str, part: Part, kind: OutputKind) -> Fact:
     """What decides the numbers of a part's output beside its space; `device` is its kind. `attention` is what
-    computed it, and only there if that was without padding; `transport` is the format in which they
-    travelled, and only there if that is not float32."""
+    computed it, and only there if that was without padding; `compiled` only if layers were;
+    `transport` is the format in which they travelled, and only there if that is not float32."""
     notes = part.notes
     travelled = str(part.vectors[kind].values.dtype) if kind in part.vectors else "float32"
     return {
@@ -68,6 +68,7 @@ def fact_of(model: str, part: Part, kind: OutputKind) -> Fact:
         "tf32": bool(notes.get("tf32", False)),
         "quantization": str(notes.get("quantization", "")),
         **({"attention": str(notes["attention"])} if notes.get("attention") else {}),
+        **({"compiled": True} if notes.get("compiled") else {}),
         **({} if travelled == "float32" else {"transport": travelled}),
     }
 

@@ -18,7 +18,7 @@ from worker.answers import Answers
 from worker.licence import notice
 from worker.process import FleetProcess
 from worker.rerankers.base import Reranker, block_size, label
-from worker.rerankers.factory import load_reranker, warm_up
+from worker.rerankers.factory import compile_if_faster, load_reranker, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class RerankWorker(FleetProcess):
             log.warning("%s", said)
         loaded = load_reranker(self.model, self.settings)
         warm_up(loaded, trained=not self.settings.fake_weights)
+        compile_if_faster(loaded)
         self.reranker = loaded
         self.change(device=loaded.numerics.device, numerics=asdict(loaded.numerics))
         log.info("%s loaded on %s in %.1f s", self.model, loaded.numerics.device, time.monotonic() - began)

@@ -84,6 +84,8 @@ def _said(fact: dict[str, Any]) -> str:
     words = [fact["dtype"], fact["quantization"], "TF32" if fact["tf32"] else ""]
     if attention := fact.get("attention"):
         words.append(f"without padding ({attention})")
+    if fact.get("compiled"):
+        words.append("compiled")
     if transport := fact.get("transport"):
         words.append(f"(sent as {transport})")
     return f"{fact['model']} in {' '.join(filter(None, words))} by {fact['backend']} on {fact['device']}"

@@ -28,11 +28,12 @@ from registry.settings import load_settings
 from worker.answers import Answers
 from worker.encoders import fake
 from worker.encoders.base import MicroBatch
-from worker.encoders.budget import FILE, FLOOR, LearnedBudgets
+from worker.encoders.budget import FILE, FLOOR
 from worker.encoders.device import Device, hardware
 from worker.encoders.encode import encode
 from worker.encoders.factory import warm_up
 from worker.encoders.fake import FakeEncoder
+from worker.encoders.learned import Learned
 
 NAME = "qdrant-minilm-onnx"
 #: A fake device has memory for so many padded tokens.
@@ -288,8 +289,8 @@ def test_a_place_that_cannot_be_written_is_said_and_ignored(
 def _note(path: Path, worker: int, start: Any) -> None:
     start.wait(120)
     for n in range(100):
-        LearnedBudgets(path).note(f"{worker}-{n}", 100 + worker)
-        LearnedBudgets(path).note("all", 1000 - 100 * worker - n)
+        Learned(path).note_least(f"{worker}-{n}", 100 + worker)
+        Learned(path).note_least("all", 1000 - 100 * worker - n)
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from registry.codecs import Vectors
 from registry.models import OutputKind, Truncation
 from registry.spaces import VectorSpace
 from worker.encoders.budget import Budget
+
+if TYPE_CHECKING:
+    from worker.encoders.layers import Layers
 
 Side = Literal["document", "query"]
 
@@ -63,6 +66,8 @@ class Numerics:
     quantization: str = ""
     #: What computes attention without padding (see worker/encoders/unpadded.py); empty: texts are padded.
     attention: str = ""
+    #: Whether the model's layers are compiled (see worker/encoders/layers.py).
+    compiled: bool = False
     #: Why the device is not the one to be expected (no CUDA device, …); empty where it is.
     fallback: str = ""
     #: Versions of what computes, for the record.
@@ -78,6 +83,8 @@ class Encoder(Protocol):
     budget: Budget
     #: What is done with a document over the model's limit; `encode` does it.
     truncation: Truncation
+    #: What of the model torch.compile may take; None where something else computes.
+    layers: Layers | None
 
     def space(self, kind: OutputKind) -> VectorSpace:
         """The space of one of its outputs."""

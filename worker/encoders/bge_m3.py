@@ -63,6 +63,7 @@ class BgeM3Encoder(TextEncoder):
             self._sparse = _load_head(spec, weights.path / "sparse_linear.pt", config.hidden_size, 1)
             self._colbert.to(self._runtime.device.name)
             self._sparse.to(self._runtime.device.name)
+        self.layers = self._runtime.layers(self._model)
         self.numerics = self._runtime.numerics("transformers")
 
     def forward(self, batch: MicroBatch) -> Any:
@@ -91,6 +92,7 @@ class BgeM3Encoder(TextEncoder):
 
     def close(self) -> None:
         """Free the device's memory."""
+        self.layers = None
         del self._model, self._colbert, self._sparse
         self._runtime.release()
 

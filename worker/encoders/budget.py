@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
-from registry.files import write_whole
 from registry.models import ModelSpec
 from registry.settings import Settings
+from worker.encoders.learned import Learned
 
 logger = logging.getLogger(__name__)
 
 #: No budget is lowered further than this: what does not fit then is one text's matter. Padded tokens.
 FLOOR = 64
-#: Name of the file of learned budgets in the data directory.
+#: Name of the file of learned budgets in the data directory: those that were lowered and, with `FASTEST`
+#: after the name, those that a probe found. Padded tokens.
 FILE = "budgets.json"
 #: What is added to a name for what a probe found, before memory was short.
 FASTEST = ", fastest"
@@ -32,7 +30,7 @@ class Budget:
     budget as it was.
     """
 
-    def __init__(self, tokens: int, name: str = "", learned: LearnedBudgets | None = None) -> None:
+    def __init__(self, tokens: int, name: str = "", learned: Learned | None = None) -> None:
         """`name` says whose budget it is; `learned` remembers what becomes of it."""
         self.tokens = tokens
         #: Tokens of the longest text that went through since the model was loaded.
@@ -67,7 +65,7 @@ class Budget:
         self.tokens = self._first = tokens
         self.known = True
         if self._learned is not None:
-            self._learned.note(self._name + FASTEST, tokens)
+            self._learned.note_least(self._name + FASTEST, tokens)
 
     def lower(self, tried: int) -> None:
         """Halve the budget, unless it is no longer `tried`: of two threads that found it too large, one
@@ -81,7 +79,7 @@ class Budget:
             "%s: micro-batches of %d tokens did not fit into memory; %d from now on", self._name, tried, lower
         )
         if self._learned is not None:
-            self._learned.note(self._name, lower)
+            self._learned.note_least(self._name, lower)
         self.told()
 
 
@@ -94,43 +92,4 @@ def budget_of(
         return Budget(settings.micro_batch_tokens, f"{spec.name} on {hardware}")
     model = "/".join(filter(None, [spec.name, spec.variant, "made-up" if settings.made_up else ""]))
     name = f"{model} {dtype} {backend} on {hardware}"
-    return Budget(tokens, name, LearnedBudgets(settings.data_dir / FILE))
-
-
-class LearnedBudgets:
-    """A file of budgets by model, dtype, backend and device, `{name: padded tokens}`: those that were
-    lowered and, with `FASTEST` after the name, those that a probe found.
-
-    Shared by a machine's processes, and no more than a help: without it each finds out again.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def get(self, name: str) -> int:
-        """What was remembered; 0 for nothing."""
-        return self._read().get(name, 0)
-
-    def note(self, name: str, tokens: int) -> None:
-        """Remember a budget, unless a smaller one is remembered already."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                found = self._read()
-                found[name] = min(tokens, found.get(name, tokens))
-                write_whole(self.path, json.dumps(found, indent=1, sort_keys=True) + "\n")
-        except OSError as error:
-            logger.warning("%s is not remembered: %s cannot be written: %s", name, self.path, error)
-
-    def _read(self) -> dict[str, int]:
-        try:
-            found = json.loads(self.path.read_text())
-            if not isinstance(found, dict) or not all(type(n) is int and n > 0 for n in found.values()):
-                raise ValueError("it is no table of positive numbers")
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            logger.warning("%s says nothing, as it cannot be read: %s", self.path, error)
-            return {}
-        return found
+    return Budget(tokens, name, Learned(settings.data_dir / FILE))

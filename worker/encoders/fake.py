@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from worker.encoders.base import MicroBatch, Numerics, Prepared, Side, Window
 from worker.encoders.budget import budget_of
 from worker.encoders.pooling import unit
 from worker.encoders.tokens import pack
+
+if TYPE_CHECKING:
+    from worker.encoders.layers import Layers
 
 #: A text that contains one of these makes the encoder fail in that way, whatever else stands in it.
 POISON = "\x02POISON:"
@@ -59,6 +63,8 @@ class _Tokens:
 
 class FakeEncoder:
     """Vectors from a hash of text, model, task and output: equal for equal texts, on either side."""
+
+    layers: Layers | None = None
 
     def __init__(self, spec: ModelSpec, task: str, settings: Settings) -> None:
         self.model = spec.name

@@ -50,6 +50,7 @@ class JinaV4Encoder(TextEncoder):
         self._runtime = runtime
         self._model = load(spec, self._task, weights.path, runtime)
         check_vocabulary(spec, weights.path, tokenizer.size, self._model.text.embed_tokens.num_embeddings)
+        self.layers = runtime.layers(self._model.text)
         self.numerics = runtime.numerics("transformers")
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
@@ -86,6 +87,7 @@ class JinaV4Encoder(TextEncoder):
 
     def close(self) -> None:
         """Free the device's memory."""
+        self.layers = None
         del self._model
         self._runtime.release()
 

@@ -58,6 +58,7 @@ class SentenceTransformerEncoder(TextEncoder):
         _check_tensors(spec, weights, transformer)
         rows = transformer.get_input_embeddings().num_embeddings
         check_vocabulary(spec, weights.path, tokenizer.size, rows)
+        self.layers = self._runtime.layers(transformer)
         self.numerics = self._runtime.numerics("sentence-transformers")
 
     def forward(self, batch: MicroBatch) -> Any:
@@ -92,6 +93,7 @@ class SentenceTransformerEncoder(TextEncoder):
 
     def close(self) -> None:
         """Free the device's memory."""
+        self.layers = None
         del self._model
         self._runtime.release()
 

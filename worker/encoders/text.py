@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
@@ -16,12 +17,16 @@ from worker.encoders.budget import Budget
 from worker.encoders.tokens import TextTokenizer
 from worker.weights import Weights
 
+if TYPE_CHECKING:
+    from worker.encoders.layers import Layers
+
 
 class TextEncoder:
     """The half of an Encoder that knows texts; `forward`, `finish`, `free` and `close` are its
     subclass' own."""
 
     numerics: Numerics
+    layers: Layers | None = None
 
     def __init__(
         self, spec: ModelSpec, task: str, settings: Settings, tokenizer: TextTokenizer, budget: Budget

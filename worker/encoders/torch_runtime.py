@@ -15,7 +15,9 @@ from registry.settings import Settings
 from worker.encoders.base import Numerics
 from worker.encoders.budget import Budget, budget_of
 from worker.encoders.device import Device, choose_device, hardware, thread_count
-from worker.encoders.unpadded import PADDED, attention_for, problem_of
+from worker.encoders.layers import FILE, Layers
+from worker.encoders.learned import Learned
+from worker.encoders.unpadded import EACH, PADDED, attention_for, problem_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,20 @@ class TorchRuntime:
             hardware=hardware(self.device),
             dtype=self.dtype_name,
             backend=f"{backend} unpadded" if self.packed else backend,
+        )
+
+    def layers(self, model: torch.nn.Module) -> Layers:
+        """What torch.compile may take of a model that computes attention as `attention` says."""
+        settings = self._settings
+        name = f"{self._spec.name}{'/made-up' if settings.made_up else ''} {self.dtype_name} {self.attention}"
+        return Layers(
+            model,
+            # On a CPU it gains less than a tenth, and a large model would be on trial for minutes.
+            mode="off" if settings.compile == "auto" and self.device.kind == "cpu" else settings.compile,
+            name=f"{name} on {hardware(self.device)}, torch {torch.__version__}",
+            learned=Learned(settings.data_dir / FILE),
+            cache=settings.cache_dir / "compiled",
+            obstacle="attention takes its texts one at a time" if self.attention == EACH else "",
         )
 
     def numerics(self, backend: str) -> Numerics:

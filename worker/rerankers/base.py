@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from registry.errors import UsageError
 from registry.models import ModelSpec, Reranking
 from worker.encoders.base import Numerics
+
+if TYPE_CHECKING:
+    from worker.encoders.layers import Layers
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Reranker(Protocol):
     numerics: Numerics
     #: What the model is, for results: its revision, or that its scores are made up.
     revision: str
+    #: What of the model torch.compile may take; None where something else computes.
+    layers: Layers | None
 
     def rank(
         self,

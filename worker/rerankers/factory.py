@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 import time
+from dataclasses import replace
 
 from registry.errors import FleetError, WeightsError
 from registry.models import reranker
 from registry.settings import Settings
-from worker.rerankers.base import Reranker
+from worker.rerankers.base import Ranking, Reranker
 from worker.rerankers.fake import FakeReranker
 from worker.weights import locate
 
@@ -23,6 +24,10 @@ _PASSAGES = (
     "word " * 400,
     "Paris is the capital and the largest city of France.",
 )
+
+
+#: How far scores may lie from those of the same weights without being wrong: more than bfloat16 rounds.
+_TOLERANCE = 0.02
 
 
 def load_reranker(model: str, settings: Settings) -> Reranker:
@@ -68,3 +73,39 @@ def warm_up(reranker: Reranker, *, trained: bool) -> float:
     if reranker.rank(_QUESTION, _PASSAGES, 0).order != first.order:
         raise WeightsError(f"{reranker.spec.name} orders the same passages differently the second time")
     return time.perf_counter() - begun
+
+
+def compile_if_faster(reranker: Reranker) -> None:
+    """Compile the model's layers where settings say so; noted in its numerics.
+
+    To be called before anything else uses it. Raises as `Layers.settle`, and as Reranker.rank.
+    """
+    if reranker.layers is not None and reranker.layers.settle(_RerankerTrial(reranker)):
+        reranker.numerics = replace(reranker.numerics, compiled=True)
+
+
+class _RerankerTrial:
+    """See `worker.encoders.layers.Trial`. A pass holds one prompt, so shapes differ in its length only."""
+
+    def __init__(self, reranker: Reranker) -> None:
+        self._reranker = reranker
+
+    def shapes(self) -> None:
+        """Prompts of two lengths."""
+        for passages in (_PASSAGES[:1], _PASSAGES):
+            self._reranker.rank(_QUESTION, passages, 0)
+
+    def load(self) -> None:
+        """A prompt about as long as those of a search."""
+        self._reranker.rank(_QUESTION, _PASSAGES[2:3] * 10, 0)
+
+    def answer(self) -> Ranking:
+        """Scores of a few passages."""
+        return self._reranker.rank(_QUESTION, _PASSAGES, 0)
+
+    def problem(self, eager: Ranking, compiled: Ranking) -> str:
+        """What does not agree of their scores."""
+        scores = [dict(zip(one.order, one.scores, strict=True)) for one in (eager, compiled)]
+        off = max(abs(scores[0][i] - scores[1][i]) for i in scores[0])
+        # Written so that NaN is a problem.
+        return "" if off <= _TOLERANCE else f"its scores are off by up to {off:.3g}"

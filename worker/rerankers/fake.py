@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +16,14 @@ from worker.encoders.base import Numerics
 from worker.rerankers.base import Ranking, block_size
 from worker.rerankers.blocks import cut
 
+if TYPE_CHECKING:
+    from worker.encoders.layers import Layers
+
 
 class FakeReranker:
     """Scores from word overlap, in blocks as a real one's."""
+
+    layers: Layers | None = None
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         self.spec = spec

@@ -17,6 +17,7 @@ from registry.errors import EncodeError, WeightsError
 from registry.models import ModelSpec
 from registry.settings import Settings
 from registry.spaces import FAKE_REVISION
+from worker.encoders.layers import Layers
 from worker.encoders.text import check_vocabulary
 from worker.encoders.torch_runtime import TorchRuntime
 from worker.rerankers.base import Ranking, block_size, reranking
@@ -54,6 +55,7 @@ class JinaRerankerV3:
         self._projector = _load_projector(spec, weights.path, self._runtime)
         rows = self._decoder.get_input_embeddings().num_embeddings
         check_vocabulary(spec, weights.path, self._tokenizer.size, rows)
+        self.layers: Layers | None = self._runtime.layers(self._decoder)
         self.numerics = self._runtime.numerics("transformers")
 
     def rank(
@@ -101,6 +103,7 @@ class JinaRerankerV3:
 
     def close(self) -> None:
         """Free the device's memory."""
+        self.layers = None
         del self._decoder, self._projector
         self._runtime.release()
 
