@@ -127,6 +127,7 @@ class _Fleet:
         )
         return {
             "done": end["done"],
+            "batches": self._ledger.jobs.get(end["job"]).next,
             "seconds": seconds,
             "cpu_seconds": used,
             "bytes_written": wire_after["total_net_input_bytes"] - wire["total_net_input_bytes"],
@@ -214,7 +215,7 @@ def _summary(
     """Medians over the rounds, per chunk, and ratios to the limit of the same round."""
     count = len(texts)
     raw = sum(len(text.encode()) for text in texts) + 4 * count * sum(v.dimension for v in _plan().vectors())
-    batches = count / load_settings().batch_chunks
+    batches = statistics.median(took["batches"] for took in rounds)
     return {
         "chunks": count,
         "chunks_per_second": statistics.median(count / took["seconds"] for took in rounds),

@@ -11,6 +11,12 @@ from producer.problem import Problem
 from registry.chunks import Chunk
 from registry.settings import Settings
 
+#: A batch holds no more than one part in so many of what its job has staged: a small job is to keep several
+#: workers busy, and in a large one each batch costs every process some milliseconds, however few its chunks.
+SPREAD = 16
+#: For that reason alone no batch is cut below this.
+LEAST_CHUNKS = 64
+
 
 @dataclass
 class Window:
@@ -49,14 +55,16 @@ def cut_batches(
     settings: Settings,
     vectors: Callable[[int], int] = lambda _size: 0,
     most_vectors: int = sys.maxsize,
+    staged: int = sys.maxsize,
 ) -> Iterator[list[Chunk]]:
     """Batches of texts of similar length, shortest first: little padding, and equal cost per batch.
 
-    A batch closes at `batch_chunks`, before its text would pass `batch_bytes`, or before its vectors would
-    pass `most_vectors` bytes, where `vectors(bytes of text)` are those of one chunk; a chunk with more than
-    that is a batch alone. Texts of a size are ordered by themselves, equal ones by id, so the order of
-    `chunks` does not matter.
+    A batch closes at `batch_chunks` or at its share of the chunks that its job has `staged`, these included;
+    before its text would pass `batch_bytes`; or before its vectors would pass `most_vectors` bytes, where
+    `vectors(bytes of text)` are those of one chunk. A chunk with more than that is a batch alone. Texts of a
+    size are ordered by themselves, equal ones by id, so the order of `chunks` does not matter.
     """
+    most_chunks = min(settings.batch_chunks, max(LEAST_CHUNKS, staged // SPREAD))
     batch: list[Chunk] = []
     held = vector_bytes = 0
     for size, chunk in sorted(
@@ -64,7 +72,7 @@ def cut_batches(
     ):
         cost = vectors(size)
         if batch and (
-            len(batch) >= settings.batch_chunks
+            len(batch) >= most_chunks
             or held + size > settings.batch_bytes
             or vector_bytes + cost > most_vectors
         ):

@@ -195,7 +195,7 @@ def forecast(
         found.chunks += len(window.chunks)
         found.copies += len(copies)
         for chunks, sums in ((fresh, embedded), (copies, copied)):
-            for batch in cut_batches(chunks, settings, cost, budget // BATCHES_AT_LEAST):
+            for batch in cut_batches(chunks, settings, cost, budget // BATCHES_AT_LEAST, found.chunks):
                 _add(found, batch, names)
             for name in plan.models:
                 most = sys.maxsize if plan.truncate == "split-and-pool" else embedder(name).max_tokens

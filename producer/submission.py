@@ -401,6 +401,7 @@ class Submission:
             settings=self._settings,
             vectors=vector_cost(self._plan, names),
             most_vectors=self._limit // BATCHES_AT_LEAST,
+            staged=self.progress.staged + len(chunks),
         )
         fresh, copies = originals.split(chunks) if names else (chunks, [])
         for batch in cut(fresh):

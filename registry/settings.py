@@ -111,8 +111,8 @@ class Settings(BaseSettings):
     #: 0: half of the blob server's maxmemory, or 1 GiB where it has none.
     inflight_bytes: int = Field(default=0, ge=0)
 
-    #: A batch is closed at this many chunks …
-    batch_chunks: int = Field(default=128, ge=1, le=8192)
+    #: A batch is closed at this many chunks, or at a sixteenth of what its job has staged …
+    batch_chunks: int = Field(default=256, ge=1, le=8192)
     #: … or at this much text, whichever comes first.
     batch_bytes: int = Field(default=MIB // 4, ge=1024)
     #: So many chunks are read ahead and sorted by length before batches are cut.

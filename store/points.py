@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ def build_point(
     vectors: dict[str, Vector],
     job: str,
     started: int,
-    tokens: Mapping[str, Sequence[int]] | None = None,
+    tokens: Mapping[str, tuple[int, int]] | None = None,
 ) -> Point:
     """A chunk as a point of a job that started at `started` (Unix milliseconds).
 
@@ -37,10 +37,23 @@ def build_point(
     if chunk.source:
         about["source"] = chunk.source
     if tokens:
-        about["tokens"] = {model: [int(count) for count in counts] for model, counts in tokens.items()}
+        about["tokens"] = {model: _counts(*counts) for model, counts in tokens.items()}
     payload = {key: _storable(value) for key, value in _own(chunk.payload).items()}
     payload |= {"text": chunk.text, "content_hash": chunk.content_hash, "v5": about}
     return Point(chunk.id, vectors, payload)
+
+
+def tokens_of(payload: Mapping[str, Any], model: str) -> tuple[int, int] | None:
+    """How many tokens a model found in a point's text and how many it kept; None where it does not say."""
+    about = payload.get("v5")
+    tokens = about.get("tokens") if isinstance(about, Mapping) else None
+    match tokens.get(model) if isinstance(tokens, Mapping) else None:
+        case int(count):
+            return count, count
+        case [int(seen), int(kept)]:
+            return seen, kept
+        case _:
+            return None
 
 
 def content_hash_of(point: Point) -> str:
@@ -80,6 +93,11 @@ def started_of(payload: Mapping[str, Any]) -> int:
     """The start of the job that wrote a point last, in Unix milliseconds; 0 if the point does not say."""
     about = payload.get("v5")
     return int(about.get("started", 0)) if isinstance(about, Mapping) else 0
+
+
+def _counts(seen: int, kept: int) -> int | list[int]:
+    """One number where nothing was cut: a list costs the embedded store as much as the rest of `v5`."""
+    return int(seen) if seen == kept else [int(seen), int(kept)]
 
 
 def _storable(value: Any) -> Any:

@@ -13,7 +13,7 @@ from ledger.jobs import DeadLetter
 from registry.chunks import Chunk
 from registry.plan import Plan
 from store.base import SparseVector, Store, StoredPoint, Vector
-from store.points import CONTENT_HASH
+from store.points import CONTENT_HASH, tokens_of
 from worker.encoders.encode import most_rows
 from worker.merge import Merged
 
@@ -78,8 +78,8 @@ def _serves(point: StoredPoint, chunk: Chunk, names: Sequence[str], models: Sequ
 
 def _tokens(point: StoredPoint, models: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Tokens seen and kept, by model."""
-    counts = point.payload.get("v5", {}).get("tokens", {})
-    return {model: (counts[model][0], counts[model][1]) for model in models if model in counts}
+    found = {model: tokens_of(point.payload, model) for model in models}
+    return {model: counts for model, counts in found.items() if counts is not None}
 
 
 def _shortened(plan: Plan, vectors: Mapping[str, Vector], tokens: Mapping[str, tuple[int, int]]) -> int:

@@ -15,6 +15,7 @@ import pytest
 from registry.chunks import chunk_id
 from registry.models import model
 from registry.settings import Settings, load_settings
+from store.points import tokens_of
 from worker.weights import locate
 
 pytestmark = [pytest.mark.fleet, pytest.mark.weights]
@@ -83,7 +84,7 @@ def test_stored_vectors_equal_a_direct_forward_pass(make_fleet: Callable[..., An
             stored = np.array(point["vectors"][name], np.float32)
             cosine = float(stored @ references[name][i])
             assert cosine >= AGREEMENT, f"{name}, {key}: {cosine}"
-    lengths = [point["payload"]["v5"]["tokens"]["all-miniLM-l6"] for point in points]
+    lengths = [tokens_of(point["payload"], "all-miniLM-l6") for point in points]
     assert any(128 < seen <= 256 for seen, _ in lengths)
     assert any(seen > 256 and kept == 256 for seen, kept in lengths)
     # The check above can fail: a neighbour's vector, or a text cut at 128 tokens, does not pass it.

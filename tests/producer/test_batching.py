@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.batching import cut_batches, windows
+from producer.batching import LEAST_CHUNKS, SPREAD, cut_batches, windows
 from producer.problem import Problem
 from registry.chunks import Chunk, chunk_id
 from registry.settings import Settings
@@ -106,3 +106,13 @@ def test_no_chunks_no_batches():
 def test_a_batch_closes_at_its_count(size):
     batches = list(cut_batches([chunk(i, 1) for i in range(size)], settings(batch_chunks=4)))
     assert [len(b) for b in batches] == [4] * (size // 4) + ([size % 4] if size % 4 else [])
+
+
+@pytest.mark.parametrize(
+    ("staged", "most"),
+    [(1, LEAST_CHUNKS), (LEAST_CHUNKS * SPREAD, LEAST_CHUNKS), (100 * SPREAD, 100), (10**6, 256)],
+)
+def test_batches_grow_with_their_job(staged, most):
+    chunks = [chunk(i, 1) for i in range(600)]
+    assert len(next(cut_batches(chunks, settings(), staged=staged))) == most
+    assert len(next(cut_batches(chunks, settings(batch_chunks=7), staged=staged))) == 7

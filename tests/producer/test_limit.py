@@ -1,4 +1,4 @@
-"""Whether a submission says that reading the corpus was what took the time."""
+"""A submission to a fleet that does everything at once: what took the time, and how its batches grow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from ledger.ledger import Ledger
 from ledger.steps import PartRecord, Taken, space_mark
 from producer import submission
+from producer.batching import cut_batches
 from producer.submission import Submission
 from registry.chunks import Chunk, chunk_id
 from registry.plan import Plan, make_plan
@@ -81,3 +82,20 @@ def test_the_producer_is_the_limit_while_it_reads_and_nothing_waits(
     end = Submission(scene, scene, "c", plan).run()  # type: ignore[arg-type]
     assert end.done == CHUNKS
     assert end.producer_limited == pytest.approx(share, abs=0.001)
+
+
+def test_batches_grow_with_what_was_staged(
+    settings: Settings, ledger: Ledger, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def cut(chunks: Any, **limits: Any) -> Any:
+        seen.append(limits["staged"])
+        return cut_batches(chunks, **limits)
+
+    scene = Scene(settings, ledger, plan, 0)
+    monkeypatch.setattr(submission, "time", scene)
+    monkeypatch.setattr(submission, "cut_batches", cut)
+    Submission(scene, scene, "c", plan).run()  # type: ignore[arg-type]
+    # Of each window those that are embedded, then those that copy.
+    assert seen == [staged for staged in range(WINDOW, CHUNKS + 1, WINDOW) for _ in range(2)]

@@ -17,13 +17,14 @@ from store.edge import EdgeStore
 from store.factory import open_store
 from store.fusion import best, depth
 from store.layout import PAYLOAD_INDEXES, layout
-from store.points import CONTENT_HASH, STARTED, build_point, source_of
+from store.points import CONTENT_HASH, STARTED, build_point, source_of, tokens_of
 from store.server import ServerStore
 
 
 def test_a_point_carries_the_chunk_and_what_the_store_needs():
     chunk = Chunk(chunk_id("a"), "text", {"path": "a.py", "metadata": {"k": 1}})
-    point = build_point(chunk, {}, "job", 1700000000000, tokens={"bge-m3": [700, 512]})
+    tokens = {"bge-m3": (700, 512), "jina-embeddings-v4": (650, 650)}
+    point = build_point(chunk, {}, "job", 1700000000000, tokens=tokens)
     assert point.id == chunk.id
     assert point.payload == {
         "path": "a.py",
@@ -34,9 +35,21 @@ def test_a_point_carries_the_chunk_and_what_the_store_needs():
             "job": "job",
             "started": 1700000000000,
             "payload_hash": chunk.payload_hash,
-            "tokens": {"bge-m3": [700, 512]},
+            "tokens": {"bge-m3": [700, 512], "jina-embeddings-v4": 650},
         },
     }
+    assert {model: tokens_of(point.payload, model) for model in tokens} == tokens
+
+
+@pytest.mark.parametrize(
+    "about", [None, "v5", {}, {"tokens": 7}, {"tokens": {}}, {"tokens": {"bge-m3": "7"}}]
+)
+def test_a_point_that_says_nothing_of_tokens_is_believed_nothing(about):
+    assert tokens_of({"v5": about}, "bge-m3") is None
+
+
+def test_counts_are_read_as_they_were_written_before_too():
+    assert tokens_of({"v5": {"tokens": {"bge-m3": [7, 7]}}}, "bge-m3") == (7, 7)
 
 
 @pytest.mark.parametrize(

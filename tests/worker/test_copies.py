@@ -18,6 +18,7 @@ from registry.codecs import pack_chunks
 from registry.plan import Ensemble, Plan, make_plan
 from registry.settings import Settings
 from store.base import Sourced, SparseVector, Store, StoredPoint
+from store.points import tokens_of
 from tests.qdrant_standin import Standin
 from worker import copies as module
 from worker.aggregator import Aggregator
@@ -165,8 +166,10 @@ def test_copies_have_every_vector_of_their_text_to_the_bit(each_line: Line, ledg
         assert_copied(line, copy, originals[n % 12])
     seen = ledger.jobs.get(job.id)
     assert (seen.done, seen.dead, seen.lost, seen.open_batches) == (42, 0, 0, 0)
-    tokens = [sum(t[0] for t in p.payload["v5"]["tokens"].values()) for p in line.get(*originals, *copies)]
-    assert seen.tokens_seen == sum(tokens)
+    stored = [
+        (p.payload, model) for p in line.get(*originals, *copies) for model in p.payload["v5"]["tokens"]
+    ]
+    assert seen.tokens_seen == sum(tokens_of(payload, model)[0] for payload, model in stored)
     # Counted, and no vector of theirs was in Redis.
     assert {(w.model, w.chunks, w.cached) for w in seen.work if w.worker.startswith("aggregator")} == {
         (BGE, 30, 30),
