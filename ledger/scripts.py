@@ -37,8 +37,12 @@ class Scripts:
 
     def run(self, name: str, *arguments: Argument) -> Any:
         """Run a script and decode its answer. Raises LedgerFull or LedgerUnavailable."""
+        return decoded(self.run_raw(name, *arguments))
+
+    def run_raw(self, name: str, *arguments: Argument) -> Any:
+        """Run a script; its answer as it came, for what holds a blob. Raises as `run`."""
         with named_errors():
-            return _decoded(self._script(name)(args=list(arguments)))
+            return self._script(name)(args=list(arguments))
 
     def run_after(self, command: Sequence[Argument], name: str, *arguments: Argument) -> Any:
         """Run a command and then a script, in one round trip; the script's answer, decoded.
@@ -58,7 +62,7 @@ class Scripts:
                 answer = script(args=list(arguments))
             if isinstance(answer, Exception):
                 raise answer
-            return _decoded(answer)
+            return decoded(answer)
 
     def _script(self, name: str) -> Script:
         script = self._loaded.get(name)
@@ -67,9 +71,10 @@ class Scripts:
         return script
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """A script's answer with text in place of bytes."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, list):
-        return [_decoded(item) for item in value]
+        return [decoded(item) for item in value]
     return value

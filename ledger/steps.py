@@ -12,7 +12,7 @@ from typing import Literal
 
 from ledger.blobs import Blobs, part_key, text_key
 from ledger.jobs import DeadLetter
-from ledger.scripts import Scripts
+from ledger.scripts import Scripts, decoded
 from ledger.work import moves
 from registry import spaces
 from registry.chunks import Chunk
@@ -66,6 +66,8 @@ class Taken:
     vanished: bool = False
     #: By index, the chunks that such attempts were at, alone, and how many of them.
     strikes: Mapping[int, int] = field(default_factory=dict)
+    #: The blob itself, where it came with the lease: None if it is gone.
+    fetched: tuple[bytes | None] | None = field(default=None, repr=False)
 
     @property
     def copies(self) -> bool:
@@ -166,9 +168,14 @@ class Steps:
         )
 
     def take(self, batch: str, step: str) -> Taken | Refused:
-        """Take the lease of a step, if there is something to do."""
+        """Take the lease of a step, if there is something to do; for a model, with the text, where one server
+        has both."""
         token = secrets.token_hex(8)
-        outcome, *rest = self._run("take", batch, step, token, self._lease_ms)
+        along = step != QUEUE_AGGREGATE and self._blobs.beside(self._scripts, batch)
+        texts = text_key(batch, "") if along else ""
+        answer = self._scripts.run_raw("take", batch, step, token, self._lease_ms, texts)
+        blob = answer.pop() if texts and answer[0] == b"taken" else None
+        outcome, *rest = decoded(answer)
         if outcome != "taken":
             return Refused(outcome)
         flat, (collection, plan, started) = rest
@@ -195,6 +202,7 @@ class Steps:
             text=text_key(batch, fields["text"]),
             vanished=bool(strikes) or f"vanished:{step}" in fields,
             strikes=dict(strikes),
+            fetched=(blob,) if along else None,
         )
 
     def renew(self, taken: Taken) -> Renewal:
@@ -233,7 +241,7 @@ class Steps:
 
     def chunks(self, taken: Taken) -> list[Chunk]:
         """The batch's chunks. Raises BlobLost if they are gone or damaged."""
-        (blob,) = self._blobs.get(taken.batch, [taken.text])
+        (blob,) = taken.fetched or self._blobs.get(taken.batch, [taken.text])
         return read_chunks(taken.batch, blob)
 
     def record(self, taken: Taken, space: str, part: PartRecord, blob: bytes) -> bool:

@@ -16,6 +16,8 @@ from registry.settings import Settings
 SPREAD = 16
 #: For that reason alone no batch is cut below this.
 LEAST_CHUNKS = 64
+#: Chunks of the first window; each further one may have twice as many: the fleet is to have work soon.
+FIRST_WINDOW = 256
 
 
 @dataclass
@@ -27,12 +29,14 @@ class Window:
 
 
 def windows(items: Iterable[Chunk | Problem], settings: Settings) -> Iterator[Window]:
-    """Read ahead lazily. A window closes at `window_chunks` items or before it would pass `window_bytes`.
+    """Read ahead lazily. A window closes at `window_chunks` items, the first ones sooner, or before it would
+    pass `window_bytes`.
 
     Text and payload both count as bytes, for both are held; one chunk larger than that is a window alone.
     Problems count as items, so that a corpus of nothing but problems is bounded, too.
     """
     window, held = Window(), 0
+    most = min(settings.window_chunks, FIRST_WINDOW)
     for item in items:
         if isinstance(item, Problem):
             window.problems.append(item)
@@ -43,9 +47,10 @@ def windows(items: Iterable[Chunk | Problem], settings: Settings) -> Iterator[Wi
                 window, held = Window(), 0
             window.chunks.append(item)
             held += size
-        if len(window.chunks) + len(window.problems) >= settings.window_chunks:
+        if len(window.chunks) + len(window.problems) >= most:
             yield window
             window, held = Window(), 0
+            most = min(settings.window_chunks, 2 * most)
     if window.chunks or window.problems:
         yield window
 

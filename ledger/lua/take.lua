@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- ARGV: batch, step, token, lease_ms
--- Takes the lease of a step, unless there is nothing to do or somebody is at it.
+-- ARGV: batch, step, token, lease_ms, what the keys of its texts begin with if they are here
+-- Takes the lease of a step, unless there is nothing to do or somebody is at it. With a fifth argument, the text
+-- comes along, or nothing if it is gone.
 local batch, step, token, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local key, steps = batch_key(batch), steps_key(step)
 if redis.call('EXISTS', key) == 0 then
@@ -25,4 +26,6 @@ alive(key, step, token)
 redis.call('ZADD', steps, now + lease, batch)
 local job = redis.call('HGET', key, 'job')
 local about = redis.call('HMGET', job_key(job), 'collection', 'plan', 'started')
-return { 'taken', redis.call('HGETALL', key), about }
+local answer = { 'taken', redis.call('HGETALL', key), about }
+if ARGV[5] ~= '' then answer[4] = redis.call('GET', ARGV[5] .. redis.call('HGET', key, 'text')) end
+return answer

@@ -117,18 +117,19 @@ class LedgerMachine(RuleBasedStateMachine):
     @contextmanager
     def answers_lost(self, lost: bool) -> Iterator[None]:
         """The client repeats each script, as it does where it never saw the first answer."""
-        run = self.ledger.scripts.run
+        scripts = self.ledger.scripts
+        run = scripts.run_raw
 
         def twice(name: str, *arguments: Any) -> Any:
             run(name, *arguments)
             return run(name, *arguments)
 
         if lost:
-            self.ledger.steps._run = self.ledger.jobs._run = twice  # type: ignore[method-assign]
+            scripts.run_raw = twice  # type: ignore[method-assign]
         try:
             yield
         finally:
-            self.ledger.steps._run = self.ledger.jobs._run = run  # type: ignore[method-assign]
+            scripts.run_raw = run  # type: ignore[method-assign]
 
     # What a producer does.
 
@@ -297,6 +298,8 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.answers_lost(lost):
             ended = self.ledger.steps.close(taken, batch.count - len(letters), 0, 0, 0, letters)
         assert (ended is not None) == (batch.open and not lost)
+        # Whether it was the one that ended the batch or not.
+        self.strays.difference_update(taken.part_key(model) for model in taken.parts)
         if batch.open:
             batch.open = False
             self.done += batch.count - len(letters)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.batching import LEAST_CHUNKS, SPREAD, cut_batches, windows
+from producer.batching import FIRST_WINDOW, LEAST_CHUNKS, SPREAD, cut_batches, windows
 from producer.problem import Problem
 from registry.chunks import Chunk, chunk_id
 from registry.settings import Settings
@@ -36,6 +36,11 @@ def test_a_window_closes_before_its_bytes_payload_included():
         1,
         1,
     ]
+
+
+def test_windows_grow_to_their_size():
+    sizes = [len(w.chunks) for w in windows((chunk(i, 1) for i in range(3000)), settings(window_chunks=1000))]
+    assert sizes == [FIRST_WINDOW, 2 * FIRST_WINDOW, 1000, 1000, 3000 - 3 * FIRST_WINDOW - 2000]
 
 
 def test_windows_are_lazy():
