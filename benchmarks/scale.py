@@ -1,6 +1,6 @@
 """From one worker to many: how throughput grows with them, and what of that one Redis bears.
 
-    python -m benchmarks.scale [--sizes 1,2,4,8,16,32,64] [--seconds 0.1] [--batch 32] [--json FILE]
+    python -m benchmarks.scale [--sizes 1,2,4,8,16,32,64] [--seconds 0.1] [--batch 8] [--json FILE]
 
 Every worker is a process with a made-up device, which sleeps so many seconds per text and computes nothing: a
 fleet of many devices on few cores. Producer, aggregator, store and Redis are the real ones, and share this
@@ -33,9 +33,8 @@ from registry.processes import V5
 from registry.settings import load_settings
 
 MODEL = "qdrant-minilm-onnx"
-#: Batches per worker before the measurement, during it, and after it. A worker has two in hand, which end
-#: together, so all are even; those after it see to it that no worker runs dry meanwhile.
-BEFORE, DURING, AFTER = 2, 4, 2
+#: Batches per worker before the measurement, during it, and after it, so that no worker runs dry meanwhile.
+BEFORE, DURING, AFTER = 8, 16, 8
 #: Seconds over which an idle fleet's load is taken.
 IDLE = 3.0
 #: Workers that start at once.
@@ -94,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sizes", default="1,2,4,8,16,32,64", help="numbers of workers, ascending")
     parser.add_argument("--seconds", type=float, default=0.1, help="of the made-up device per text (0.1)")
-    parser.add_argument("--batch", type=int, default=32, help="chunks per batch (default 32)")
+    parser.add_argument("--batch", type=int, default=8, help="chunks per batch (default 8)")
     parser.add_argument("--json", help="also write the results to this file")
     options = parser.parse_args(arguments)
     sizes = sorted({int(size) for size in options.sizes.split(",")})
@@ -219,28 +218,29 @@ class _Fleet:
         with subprocess.Popen(
             [*V5, "submit", str(corpus), "-c", name, "--json"], stdout=subprocess.PIPE
         ) as job:
-            before, begun, _ = self._when(name, each * BEFORE)
-            after, ended, looks = self._when(name, each * (BEFORE + DURING))
+            begun, _ = self._when(name, each * BEFORE)
+            ended, seen = self._when(name, each * (BEFORE + DURING))
             out_text, _ = job.communicate()
         end = json.loads(out_text.splitlines()[-1])
         if end["done"] != count:
             raise RuntimeError(f"{end['done']} of {count} chunks are done")
-        busy = _between(begun, ended, looks)
-        return idle, busy, (after - before) / busy.seconds
+        # Chunks are counted batch by batch: a line through all looks is finer than the last less the first.
+        rate = float(np.polyfit([when for when, _ in seen], [done for _, done in seen], 1)[0])
+        return idle, _between(begun, ended, len(seen)), rate
 
-    def _when(self, collection: str, chunks: int) -> tuple[int, Sample, int]:
-        """Wait until at least so many chunks are done: how many they are, the counters then, and how often it
-        was looked."""
-        job, looks = "", 0
+    def _when(self, collection: str, chunks: int) -> tuple[Sample, list[tuple[float, int]]]:
+        """Wait until at least so many chunks are done: the counters then, and how many were done when it was
+        looked."""
+        job, seen = "", list[tuple[float, int]]()
         while True:
             self._check()
             if not job:
                 job = next((j.id for j in self._ledger.jobs.list() if j.collection == collection), "")
             else:
-                looks += 1
                 done = int(self._ledger.redis.hget(f"{PREFIX}job:{job}", "done") or 0)
+                seen.append((time.monotonic(), done))
                 if done >= chunks:
-                    return done, self._sample(), looks
+                    return self._sample(), seen
             time.sleep(0.05)
 
     def _sample(self) -> Sample:

@@ -104,9 +104,10 @@ class Layers:
                 f"{begun} processes ended while they compiled; delete {self._learned.path} to try again"
             )
             return False
+        eager = trial.answer()
         self._learned.note(self._name + BEGUN, begun + 1)
         try:
-            kept = self._try(trial)
+            kept = self._try(trial, eager)
         except BaseException as error:
             self._undo()
             # A device that failed may fail again: the next start is the last to try.
@@ -116,9 +117,8 @@ class Layers:
         self._learned.note(self._name + BEGUN, 0)
         return kept
 
-    def _try(self, trial: Trial[Answer]) -> bool:
+    def _try(self, trial: Trial[Answer], eager: Answer) -> bool:
         began = time.perf_counter()
-        eager = trial.answer()
         self._compile()
         try:
             trial.shapes()
