@@ -21,7 +21,8 @@ from worker.encoders.base import Encoder, MicroBatch
 from worker.encoders.budget import FASTEST, FILE
 from worker.encoders.factory import load_encoder
 from worker.encoders.fake import FakeEncoder
-from worker.encoders.probe import GAIN, MOST_SECONDS, MOST_TIMES, TURNS, probe
+from worker.encoders.learned import GAIN, TURNS
+from worker.encoders.probe import MOST_SECONDS, MOST_TIMES, probe
 
 NAME = "qdrant-minilm-onnx"
 OWN = fake.BUDGET

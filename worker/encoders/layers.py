@@ -20,8 +20,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from registry.errors import FleetError, InfrastructureError
-from worker.encoders.learned import Learned
-from worker.encoders.probe import GAIN, TURNS
+from worker.encoders.learned import GAIN, TURNS, Learned
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from registry.models import OutputKind
 from worker.encoders.base import Encoder
+from worker.encoders.learned import GAIN, TURNS
 from worker.encoders.loop import PROBE, Work
 
 logger = logging.getLogger(__name__)
@@ -18,10 +19,6 @@ logger = logging.getLogger(__name__)
 TEXT_TOKENS = 128
 #: What has not been found out after this, is not. Seconds.
 MOST_SECONDS = 10.0
-#: Another size is taken only if it is faster in each of so many turns …
-TURNS = 5
-#: … and in their median by this much: sizes that do as well are many, and a machine has other work.
-GAIN = 1.03
 #: No size is larger than the usual one by more than this.
 MOST_TIMES = 8
 
@@ -90,7 +87,7 @@ class _Trial:
         return self.size != before
 
     def _gains(self, other: int) -> bool:
-        """Whether another size is faster, in turns with `size` on the same texts."""
+        """Whether another size is faster in each of some turns with `size` on the same texts."""
         smaller, larger = sorted((self.size, other))
         texts = larger // smaller * (smaller // self._width)
         # A shape's first pass takes longer than the next.
