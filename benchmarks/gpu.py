@@ -177,7 +177,7 @@ def _model(
                 del encoder
                 gc.collect()
             if unpadded:
-                _add_padded(name, load_settings(attention="padded", **given), rows)
+                _add_padded(name, load_settings(attention="padded", **given), rows, options)
             if name in TAKEN:
                 _add_theirs(name, path or locate(model(name), settings).path, rows, options)
             for row in rows:
@@ -310,9 +310,12 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def _add_padded(name: str, settings: Settings, rows: list[dict[str, Any]]) -> None:
-    """Hold the rows against the same model with padding between the texts."""
+def _add_padded(
+    name: str, settings: Settings, rows: list[dict[str, Any]], options: argparse.Namespace
+) -> None:
+    """Hold the rows against the same model with padding between the texts, settled as it is without."""
     encoder = load_encoder(name, "", settings, ["dense"])
+    _settled(encoder, CASES[name][1][0], options)
     try:
         for row in rows:
             kinds: list[Any] = row["outputs"].split(", ")

@@ -171,8 +171,8 @@ class Steps:
         """Take the lease of a step, if there is something to do; for a model, with the text, where one server
         has both."""
         token = secrets.token_hex(8)
-        along = step != QUEUE_AGGREGATE and self._blobs.beside(self._scripts, batch)
-        texts = text_key(batch, "") if along else ""
+        here = self._blobs.beside(self._scripts, batch)
+        texts = text_key(batch, "") if here and step != QUEUE_AGGREGATE else ""
         answer = self._scripts.run_raw("take", batch, step, token, self._lease_ms, texts)
         blob = answer.pop() if texts and answer[0] == b"taken" else None
         outcome, *rest = decoded(answer)
@@ -202,7 +202,7 @@ class Steps:
             text=text_key(batch, fields["text"]),
             vanished=bool(strikes) or f"vanished:{step}" in fields,
             strikes=dict(strikes),
-            fetched=(blob,) if along else None,
+            fetched=(blob,) if texts else None,
         )
 
     def renew(self, taken: Taken) -> Renewal:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import hypothesis
 import pytest
@@ -124,12 +125,8 @@ class LedgerMachine(RuleBasedStateMachine):
             run(name, *arguments)
             return run(name, *arguments)
 
-        if lost:
-            scripts.run_raw = twice  # type: ignore[method-assign]
-        try:
+        with patch.object(scripts, "run_raw", twice) if lost else nullcontext():
             yield
-        finally:
-            scripts.run_raw = run  # type: ignore[method-assign]
 
     # What a producer does.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from registry.models import ModelSpec
 from registry.settings import Settings
-from worker.encoders.learned import Learned
+from worker.encoders.learned import Learned, subject
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,5 @@ def budget_of(
     encoder's own, until a probe knows better."""
     if settings.micro_batch_tokens:
         return Budget(settings.micro_batch_tokens, f"{spec.name} on {hardware}")
-    model = "/".join(filter(None, [spec.name, spec.variant, "made-up" if settings.made_up else ""]))
-    name = f"{model} {dtype} {backend} on {hardware}"
+    name = subject(spec, settings, dtype=dtype, how=backend, hardware=hardware)
     return Budget(tokens, name, Learned(settings.data_dir / FILE))

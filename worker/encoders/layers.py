@@ -33,7 +33,6 @@ BEGUN = ", begun"
 #: So many processes may end while they compile, for whatever reason, before layers stay as they are.
 MOST_BEGUN = 2
 
-
 Answer = TypeVar("Answer")
 
 
@@ -105,14 +104,18 @@ class Layers:
             return False
         eager = trial.answer()
         self._learned.note(self._name + BEGUN, begun + 1)
+        kept = False
         try:
             kept = self._try(trial, eager)
-        except BaseException as error:
-            self._undo()
+        except InfrastructureError:
             # A device that failed may fail again: the next start is the last to try.
-            if not isinstance(error, InfrastructureError):
-                self._learned.note(self._name + BEGUN, begun)
             raise
+        except BaseException:
+            self._learned.note(self._name + BEGUN, begun)
+            raise
+        finally:
+            if not kept:
+                self._undo()
         self._learned.note(self._name + BEGUN, 0)
         return kept
 
@@ -124,21 +127,18 @@ class Layers:
         except InfrastructureError:
             raise
         except Exception as error:  # torch, its compilers and what they call raise what they like
-            self._undo()
             self._refuse(_said(error))
             return False
         seconds = time.perf_counter() - began
         # From here on what is not compiled is not going to be.
         torch.compiler.set_stance("eager_on_recompile")
         if problem := trial.problem(eager, trial.answer()):
-            self._undo()
             self._refuse(f"compiled, {problem}")
             return False
         if not self.gain:
             self.gain = _gain(trial)
             self._learned.note(self._name + GAINED, max(1, round(1000 * self.gain)))
         if self._mode == "auto" and self.gain < GAIN:
-            self._undo()
             logger.info("%s: layers stay as they are: compiled, %.2f times as fast", self._name, self.gain)
             return False
         logger.info(

@@ -8,13 +8,21 @@ import logging
 from pathlib import Path
 
 from registry.files import write_whole
+from registry.models import ModelSpec
+from registry.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 #: So many turns two ways of working take before one is called faster …
 TURNS = 5
 #: … and by so much their median must differ: ways that do as well are many, and a machine has other work.
 GAIN = 1.03
 
-logger = logging.getLogger(__name__)
+
+def subject(spec: ModelSpec, settings: Settings, *, dtype: str, how: str, hardware: str) -> str:
+    """What numbers are about: a model in a format, computed by something in some way, on a device."""
+    model = "/".join(filter(None, [spec.name, spec.variant, "made-up" if settings.made_up else ""]))
+    return f"{model} {dtype} {how} on {hardware}"
 
 
 class Learned:

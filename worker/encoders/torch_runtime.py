@@ -16,7 +16,7 @@ from worker.encoders.base import Numerics
 from worker.encoders.budget import Budget, budget_of
 from worker.encoders.device import Device, choose_device, hardware, thread_count
 from worker.encoders.layers import FILE, Layers
-from worker.encoders.learned import Learned
+from worker.encoders.learned import Learned, subject
 from worker.encoders.unpadded import EACH, PADDED, attention_for, problem_of
 
 logger = logging.getLogger(__name__)
@@ -114,12 +114,13 @@ class TorchRuntime:
     def layers(self, model: torch.nn.Module) -> Layers:
         """What torch.compile may take of a model that computes attention as `attention` says."""
         settings = self._settings
-        name = f"{self._spec.name}{'/made-up' if settings.made_up else ''} {self.dtype_name} {self.attention}"
+        here = hardware(self.device)
+        name = subject(self._spec, settings, dtype=self.dtype_name, how=self.attention, hardware=here)
         return Layers(
             model,
             # On a CPU it gains less than a tenth, and a large model would be on trial for minutes.
             mode="off" if settings.compile == "auto" and self.device.kind == "cpu" else settings.compile,
-            name=f"{name} on {hardware(self.device)}, torch {torch.__version__}",
+            name=f"{name}, torch {torch.__version__}",
             learned=Learned(settings.data_dir / FILE),
             cache=settings.cache_dir / "compiled",
             obstacle="attention takes its texts one at a time" if self.attention == EACH else "",

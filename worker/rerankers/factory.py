@@ -24,8 +24,6 @@ _PASSAGES = (
     "word " * 400,
     "Paris is the capital and the largest city of France.",
 )
-
-
 #: How far scores may lie from those of the same weights without being wrong: more than bfloat16 rounds.
 _TOLERANCE = 0.02
 
