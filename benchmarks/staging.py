@@ -33,7 +33,7 @@ from producer.batching import cut_batches, windows
 from producer.corpus import Corpus, open_corpus
 from producer.fleet import Fleet
 from producer.submission import Progress, Submission
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.names import BROKER_PREFIX, embed_queue
 from registry.plan import make_plan
 from registry.settings import Settings, load_settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ledger.server import Redis, named_errors
-from registry.codecs import CHECKSUM
+from registry.frames import CHECKSUM
 from registry.names import golden_key
 
 

@@ -204,6 +204,12 @@ class Jobs:
         """Give the producer's hold back, if it is still `holder`'s."""
         self._run("let_go", job, holder)
 
+    def await_idle(self, job: str, seconds: float) -> None:
+        """Wait until a job that is held has no open batch, or that long; then `get` says which. What became
+        so in the last second, as the job was held, counts."""
+        with named_errors():
+            self._redis.blpop([f"{PREFIX}job:{job}:idle"], timeout=seconds)
+
     def seal(self, job: str) -> State:
         """Nothing more will be staged. Returns the state it is in then."""
         state: State = self._run("seal", job)

@@ -16,8 +16,8 @@ from ledger.scripts import Scripts, decoded
 from ledger.work import moves
 from registry import spaces
 from registry.chunks import Chunk
-from registry.codecs import unpack_chunks
 from registry.errors import BlobLost, CodecError, JobClosed, LedgerRewound, SpaceMismatch
+from registry.frames import unpack_chunks
 from registry.names import QUEUE_AGGREGATE, embed_queue, step_model
 from registry.plan import Plan, plan_from_json
 from registry.settings import Settings

@@ -13,7 +13,6 @@ from ledger.doorbell import Doorbell
 from ledger.ledger import Ledger
 from registry import errors
 from registry.celery_app import make_app, send
-from registry.codecs import pack_json, unpack_json
 from registry.errors import (
     CodecError,
     FleetError,
@@ -23,6 +22,7 @@ from registry.errors import (
     UsageError,
     V5Error,
 )
+from registry.frames import pack_json, unpack_json
 from registry.messages import Request
 from registry.models import DEFAULT_RERANKER, RERANKERS, OutputKind, reranker
 from registry.names import (

@@ -18,8 +18,8 @@ from producer.originals import Originals
 from producer.problem import Problem
 from registry import footprint
 from registry.chunks import STORED, Chunk
-from registry.codecs import pack_chunks
 from registry.footprint import Footprint
+from registry.frames import pack_chunks
 from registry.models import embedder
 from registry.plan import Plan
 from registry.settings import Settings

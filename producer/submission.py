@@ -24,8 +24,8 @@ from producer.originals import Originals
 from producer.problem import Problem
 from producer.pruning import Pruning
 from registry.chunks import STORED, Chunk, chunk_id
-from registry.codecs import pack_chunks
 from registry.errors import FleetError, InfrastructureError, JobClosed, JobUnknown, LedgerRewound, V5Error
+from registry.frames import pack_chunks
 from registry.index import Index
 from registry.names import QUEUE_AGGREGATE, embed_queue
 from registry.plan import Plan
@@ -444,7 +444,7 @@ class Submission:
     def _drain(self, job: str) -> Job:
         """Wait until none of the job's batches is open."""
         while (seen := self._look(job, force=True)).open_batches:
-            time.sleep(LOOK)
+            self._patient(lambda: self._ledger.jobs.await_idle(job, LOOK))
         return seen
 
     def _seal(self, job: str) -> State:

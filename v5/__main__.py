@@ -7,7 +7,7 @@ import sys
 import click
 
 from registry.errors import V5Error
-from registry.processes import keep_freed_memory
+from registry.processes import collect_rarely, keep_freed_memory
 from v5.commands import FrontDoor
 
 
@@ -32,6 +32,7 @@ def v5() -> None:
 
 def main() -> None:
     """Run a command; an error on purpose becomes one line and its exit code."""
+    collect_rarely()
     keep_freed_memory()
     try:
         v5(standalone_mode=False)

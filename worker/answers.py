@@ -11,8 +11,8 @@ from ledger.alive import Process
 from ledger.blobs import REQUEST_TTL
 from ledger.ledger import Ledger
 from ledger.requests import MOST_TRIES
-from registry.codecs import pack_json, unpack_json
 from registry.errors import CodecError, InfrastructureError, UsageError, V5Error
+from registry.frames import pack_json, unpack_json
 from registry.messages import Request
 
 log = logging.getLogger(__name__)

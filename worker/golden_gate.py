@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ledger.goldens import Goldens
-from registry.codecs import CHECKSUM
 from registry.errors import CodecError, GoldenMismatch
+from registry.frames import CHECKSUM
 from registry.models import OutputKind
 from worker.encoders.base import Encoder
 from worker.encoders.goldens import Golden, agreement, measure, pack_golden, unpack_golden

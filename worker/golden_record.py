@@ -9,8 +9,9 @@ import threading
 from collections.abc import Iterable
 
 from ledger.goldens import Goldens
-from registry.codecs import CHECKSUM, Part
+from registry.codecs import Part
 from registry.errors import CodecError, LedgerFull
+from registry.frames import CHECKSUM
 from registry.plan import Plan
 from store.base import Store
 from worker.encoders.goldens import agreement, unpack_golden

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ledger.alive import Process
-from registry.codecs import pack_json
 from registry.errors import EncodeError, InfrastructureError, Unanswered, UsageError
+from registry.frames import pack_json
 from registry.models import reranker
 from registry.names import TASK_RERANK, rerank_queue
 from registry.progress import beat

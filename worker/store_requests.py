@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from registry.codecs import pack_json, unpack_part
+from registry.codecs import unpack_part
 from registry.errors import SpaceMismatch, UsageError
+from registry.frames import pack_json
 from registry.plan import Plan, make_plan
 from store.base import CollectionInfo, Sourced, SparseVector, Standing, Store, Vector
 from store.binding import WAYS_OUT, Binding, Change

@@ -6,8 +6,12 @@ local function now_ms()
 end
 local function job_key(job) return P .. 'job:' .. job end
 local function open_key(job) return P .. 'job:' .. job .. ':open' end
+local function idle_key(job) return P .. 'job:' .. job .. ':idle' end
 local function batch_key(batch) return P .. 'batch:' .. batch end
 local function steps_key(step) return P .. 'steps:' .. step end
+
+-- A word to a producer that its job has no open batch stands this long.
+local IDLE_MS = 1000
 
 -- Copies wait for the batch of an original. It wakes them when it ends; should it be lost, they look again
 -- after this long.
@@ -49,6 +53,11 @@ local function forget(batch, job)
   end
   redis.call('ZREM', steps_key('aggregate'), batch)
   redis.call('SREM', open_key(job), batch)
+  if redis.call('SCARD', open_key(job)) == 0 and redis.call('EXISTS', job_key(job) .. ':producer') == 1 then
+    redis.call('DEL', idle_key(job))
+    redis.call('LPUSH', idle_key(job), batch)
+    redis.call('PEXPIRE', idle_key(job), IDLE_MS)
+  end
   local left = redis.call('DECRBY', P .. 'credit', credit)
   if left < 0 then redis.call('SET', P .. 'credit', 0) end
   return woken

@@ -20,7 +20,7 @@ from ledger.ledger import Ledger
 from producer.fleet import Fleet
 from registry.celery_app import make_app
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.names import TASK_EMBED_QUERY, embed_queue, query_queue
 from registry.plan import make_plan
 from registry.settings import Settings

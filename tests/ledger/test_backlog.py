@@ -13,7 +13,7 @@ from ledger.ledger import Ledger
 from ledger.reconciler import Reconciler
 from ledger.steps import PartRecord, Taken, space_mark
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.names import QUEUE_AGGREGATE, embed_queue
 from registry.plan import Plan
 from registry.settings import Settings

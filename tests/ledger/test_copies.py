@@ -8,7 +8,7 @@ from ledger.jobs import DeadLetter, Job
 from ledger.ledger import Ledger
 from ledger.steps import PartRecord, Refused, Taken, space_mark
 from registry.chunks import STORED, Chunk, Original, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.plan import Plan
 
 MODELS = ("qdrant-minilm-onnx", "all-miniLM-l6")

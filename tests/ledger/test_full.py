@@ -9,8 +9,8 @@ from ledger.ledger import Ledger
 from ledger.server import check_server, is_full
 from ledger.steps import PartRecord, Taken, space_mark
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
 from registry.errors import LedgerFull, LedgerUnavailable
+from registry.frames import pack_chunks
 from registry.plan import Plan
 
 NAMES = ["qdrant-minilm-onnx", "all-miniLM-l6"]

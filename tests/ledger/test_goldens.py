@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ledger.ledger import Ledger
-from registry.codecs import CHECKSUM, Dense, Part, pack_part
+from registry.codecs import Dense, Part, pack_part
+from registry.frames import CHECKSUM
 
 
 def blob(value: float) -> bytes:

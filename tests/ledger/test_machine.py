@@ -31,8 +31,8 @@ from ledger.jobs import DeadLetter
 from ledger.ledger import Ledger
 from ledger.steps import Full, Kind, PartRecord, Refused, Taken, space_mark
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
 from registry.errors import LedgerRewound
+from registry.frames import pack_chunks
 from registry.plan import Plan
 from registry.settings import Settings
 

@@ -14,7 +14,7 @@ from ledger.ledger import Ledger
 from ledger.metrics import metrics
 from ledger.steps import PartRecord, Taken, space_mark
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.plan import Plan
 from worker.cli.metrics import page
 

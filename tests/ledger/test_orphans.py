@@ -14,7 +14,7 @@ from ledger.ledger import Ledger
 from ledger.orphans import Orphan, Orphans
 from ledger.steps import Taken
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.plan import Plan
 
 BLOB = pack_chunks([Chunk(chunk_id("1"), "text " * 200)])

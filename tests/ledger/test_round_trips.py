@@ -10,7 +10,7 @@ from redis.connection import AbstractConnection
 from ledger.ledger import Ledger
 from ledger.steps import PartRecord, Taken, space_mark
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.plan import Plan
 from registry.settings import Settings, load_settings
 from tests.redis_servers import KINDS, ServerFactory

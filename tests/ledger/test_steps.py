@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,8 +14,8 @@ from ledger.ledger import Ledger
 from ledger.steps import Full, PartRecord, Refused, Taken, space_mark
 from ledger.work import since, told
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
 from registry.errors import BlobLost, JobClosed, LedgerRewound, SpaceMismatch
+from registry.frames import pack_chunks
 from registry.plan import Plan
 
 MODELS = ("qdrant-minilm-onnx", "all-miniLM-l6")
@@ -68,6 +70,36 @@ def test_a_batch_goes_from_staging_to_done_and_leaves_nothing(ledger: Ledger, jo
     assert set(ledger.depths().values()) == {0}
     assert not ledger.redis.keys("v5:blob:*")
     assert not ledger.redis.keys("v5:batch:*")
+
+
+def test_who_holds_a_job_learns_at_once_that_nothing_of_it_is_open(ledger: Ledger, job: Job) -> None:
+    """Whether it waits already or comes a moment later; and what is dropped counts, too."""
+    key = f"v5:job:{job.id}:idle"
+    stage(ledger, job, 0)
+    ledger.jobs.drop(f"{job.id}.0")
+    assert not ledger.redis.exists(key), "a word that nobody holds the job to hear"
+    ledger.jobs.hold(job.id, "me")
+    for number in (1, 2, 3):
+        stage(ledger, job, number)
+    ledger.jobs.drop(f"{job.id}.1")
+    ledger.jobs.drop(f"{job.id}.2")
+    assert not ledger.redis.exists(key), "one is open"
+    dropping = threading.Timer(0.3, ledger.jobs.drop, [f"{job.id}.3"])
+    dropping.start()
+    began = time.monotonic()
+    ledger.jobs.await_idle(job.id, 20.0)
+    assert 0.2 < time.monotonic() - began < 10.0
+    dropping.join()
+    stage(ledger, job, 4)
+    ledger.jobs.drop(f"{job.id}.4")
+    assert 0 < ledger.redis.pttl(key) <= 1000
+    began = time.monotonic()
+    ledger.jobs.await_idle(job.id, 20.0)
+    assert time.monotonic() - began < 10.0
+    assert not ledger.redis.exists(key)
+    began = time.monotonic()
+    ledger.jobs.await_idle(job.id, 0.2)
+    assert time.monotonic() - began > 0.1
 
 
 def test_closing_twice_counts_once(ledger: Ledger, job: Job) -> None:

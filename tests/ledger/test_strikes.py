@@ -12,7 +12,7 @@ from ledger.jobs import Job
 from ledger.ledger import Ledger
 from ledger.steps import PartRecord, Refused, Steps, Taken, space_mark
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.plan import Plan
 
 STEP = "embed.qdrant-minilm-onnx"

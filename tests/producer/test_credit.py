@@ -17,7 +17,8 @@ from producer.corpus import open_corpus
 from producer.credit import vector_bytes, vector_cost
 from producer.submission import Submission
 from registry.chunks import Chunk
-from registry.codecs import Dense, Multi, Part, Sparse, pack_chunks, pack_part
+from registry.codecs import Dense, Multi, Part, Sparse, pack_part
+from registry.frames import pack_chunks
 from registry.models import OutputKind
 from registry.plan import make_plan
 from registry.settings import Settings, load_settings

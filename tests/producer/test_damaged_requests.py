@@ -10,8 +10,8 @@ import pytest
 from ledger.blobs import answer_key, request_key
 from ledger.ledger import Ledger
 from producer.fleet import MOST_DAMAGED, Fleet
-from registry.codecs import pack_json
 from registry.errors import CodecError
+from registry.frames import pack_json
 from registry.settings import Settings
 from worker.answers import Answers
 

@@ -12,8 +12,8 @@ from ledger.rates import Rate, rated_as
 from producer.batching import cut_batches, windows
 from producer.corpus import Corpus, open_corpus
 from producer.forecast import BYTES_PER_TOKEN, forecast, speeds
-from registry.codecs import pack_chunks
 from registry.footprint import INDEXED_FROM, link_bytes
+from registry.frames import pack_chunks
 from registry.plan import make_plan
 
 MINI, BGE = "qdrant-minilm-onnx", "bge-m3"

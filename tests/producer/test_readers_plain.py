@@ -72,10 +72,11 @@ def test_a_file_without_permission_is_rejected(tmp_path, read, monkeypatch):
     assert [(p.where, p.reason) for p in found.rejected] == [("d/a.txt", "cannot be read: Permission denied")]
 
 
-def test_grammars_are_not_loaded_before_a_plain_file_is_cut():
+def test_neither_grammars_nor_arrays_are_loaded_before_a_file_is_cut():
     code = (
-        "import sys, producer.corpus, producer.batching;"
-        "print([m for m in sys.modules if 'tree_sitter' in m or 'text_splitter' in m])"
+        "import sys, producer.cli.submit, producer.corpus, producer.submission;"
+        "heavy = ('tree_sitter', 'text_splitter', 'numpy');"
+        "print([m for m in sys.modules if any(name in m for name in heavy)])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

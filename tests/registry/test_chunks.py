@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.chunks import NAMESPACE, Chunk, chunk_id
-from registry.codecs import pack_chunks, unpack_chunks
+from registry.frames import pack_chunks, unpack_chunks
 
 ODD = {
     "z": 1,

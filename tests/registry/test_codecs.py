@@ -15,22 +15,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from registry.chunks import Chunk, Original, chunk_id
-from registry.codecs import (
-    CHECKSUM,
-    Dense,
-    Multi,
-    Part,
-    Sparse,
-    pack_chunks,
-    pack_json,
-    pack_part,
-    seal,
-    unpack_chunks,
-    unpack_json,
-    unpack_part,
-    unseal,
-)  # fmt: skip
+from registry.codecs import Dense, Multi, Part, Sparse, pack_part, unpack_part
 from registry.errors import CodecError
+from registry.frames import CHECKSUM, pack_chunks, pack_json, seal, unpack_chunks, unpack_json, unseal
 
 RNG = np.random.default_rng(5)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.plan import Plan
 from registry.settings import Settings
 from tests.redis_servers import ServerFactory

@@ -12,8 +12,8 @@ import pytest
 from ledger.jobs import Job
 from ledger.ledger import Ledger
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
 from registry.errors import StoreRefused, StoreUnavailable
+from registry.frames import pack_chunks
 from registry.plan import Plan, make_plan
 from registry.settings import Settings
 from store.base import Sourced, Store

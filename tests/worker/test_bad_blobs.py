@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from ledger.ledger import Ledger
 from ledger.steps import PartRecord, Refused, Taken, space_mark
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import MAX_FRAME_BYTES, pack_chunks, seal
+from registry.frames import MAX_FRAME_BYTES, pack_chunks, seal
 from registry.names import QUEUE_AGGREGATE, embed_queue
 from registry.plan import Plan, make_plan
 from registry.settings import Settings

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from ledger.ledger import Ledger
-from registry.codecs import pack_json, unpack_json
 from registry.errors import InfrastructureError
+from registry.frames import pack_json, unpack_json
 from registry.messages import Request
 from registry.models import model
 from registry.serving import served

@@ -14,7 +14,7 @@ from ledger import metrics
 from ledger.jobs import Job
 from ledger.ledger import Ledger
 from registry.chunks import STORED, Chunk, Original, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.plan import Ensemble, Plan, make_plan
 from registry.settings import Settings
 from store.base import Sourced, SparseVector, Store, StoredPoint

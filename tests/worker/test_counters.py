@@ -9,7 +9,7 @@ import pytest
 
 from ledger.ledger import Ledger
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
+from registry.frames import pack_chunks
 from registry.models import model
 from registry.plan import make_plan
 from registry.settings import Settings, load_settings

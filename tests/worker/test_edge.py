@@ -10,8 +10,8 @@ import pytest
 from ledger.ledger import Ledger
 from ledger.steps import Refused, Taken
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import pack_chunks
 from registry.errors import BlobLost, DeviceFailed, LedgerFull, SpaceMismatch, StoreRefused, StoreUnavailable
+from registry.frames import pack_chunks
 from registry.plan import Plan
 from worker.edge import MOST_UNEXPECTED, Abandoned, Edge, backoff
 from worker.encoders.encode import Stopped

@@ -14,7 +14,8 @@ import pytest
 
 from ledger.ledger import Ledger
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import CHECKSUM, Dense, Part, pack_chunks
+from registry.codecs import Dense, Part
+from registry.frames import CHECKSUM, pack_chunks
 from registry.models import model
 from registry.names import golden_key
 from registry.plan import Plan, make_plan

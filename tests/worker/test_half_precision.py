@@ -14,7 +14,8 @@ import pytest
 
 from ledger.ledger import Ledger
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import Dense, Multi, Part, Sparse, Vectors, pack_chunks, pack_part, unpack_part
+from registry.codecs import Dense, Multi, Part, Sparse, Vectors, pack_part, unpack_part
+from registry.frames import pack_chunks
 from registry.models import OutputKind
 from registry.plan import Ensemble, Plan, make_plan
 from registry.settings import Settings, load_settings

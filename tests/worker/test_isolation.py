@@ -17,8 +17,9 @@ from ledger.alive import Process
 from ledger.ledger import Ledger
 from ledger.steps import Refused, Taken
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import Dense, Multi, Part, Sparse, pack_chunks, pack_json, unpack_json, unpack_part
+from registry.codecs import Dense, Multi, Part, Sparse, unpack_part
 from registry.errors import DeviceFailed, LedgerUnavailable
+from registry.frames import pack_chunks, pack_json, unpack_json
 from registry.messages import Request
 from registry.models import model
 from registry.plan import Plan, make_plan

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from ledger.ledger import Ledger
-from registry.codecs import unpack_json
 from registry.errors import (
     EncodeError,
     InfrastructureError,
@@ -20,6 +19,7 @@ from registry.errors import (
     V5Error,
     WeightsError,
 )
+from registry.frames import unpack_json
 from registry.settings import Settings
 from worker.reranker import MOST_CANDIDATES, RerankWorker
 from worker.rerankers.base import Ranking

@@ -11,8 +11,8 @@ import pytest
 
 from registry import spaces
 from registry.chunks import Chunk, chunk_id
-from registry.codecs import unpack_json
 from registry.errors import SpaceMismatch, UsageError
+from registry.frames import unpack_json
 from registry.plan import Ensemble, Plan
 from store.base import Store
 from store.edge import EdgeStore
