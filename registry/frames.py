@@ -2,7 +2,7 @@
 `registry.codecs`).
 
 Nothing here evaluates what it reads, and every size is bounded before it is trusted. What only submits needs
-no arrays, whose library takes a tenth of a second to import.
+no arrays, whose library takes 70 ms to import.
 """
 
 from __future__ import annotations
