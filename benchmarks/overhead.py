@@ -30,7 +30,7 @@ from worker.encoders.encode import encode
 from worker.encoders.factory import load_encoder, warm_up
 
 MODEL = "qdrant-minilm-onnx"
-#: Chunks that the bare loop takes at a time: a batch of the fleet's default size.
+#: Chunks that the bare loop takes at a time: about as many as a batch of the fleet has in such a job.
 LOOP_BATCH = 128
 
 
