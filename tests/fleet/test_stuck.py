@@ -177,7 +177,8 @@ def test_a_consumer_that_was_cancelled_answers_pings_and_is_replaced(
     watched: Callable[..., Watched], eventually: Callable[..., Any]
 ) -> None:
     worker = watched("none", {"stuck_seconds": 4})
-    assert worker.app.control.cancel_consumer(QUEUE, reply=True, timeout=20.0, limit=1)
+    # A process is ready a moment before it listens to remote control, so it is said until it answers.
+    eventually(lambda: worker.app.control.cancel_consumer(QUEUE, reply=True, timeout=2.0, limit=1), 60)
     # Its read in flight, of a second, would take the message and put it back.
     time.sleep(2.0)
     worker.stage()
