@@ -6,6 +6,8 @@ if redis.call('EXISTS', key) == 0 then return 'closed' end
 if step ~= 'aggregate' and redis.call('HEXISTS', key, 'part:' .. string.sub(step, 7)) == 1 then
   return 'recorded'
 end
+-- Its batch has parts to come again: what it held has gone with the one that was lost.
+if step == 'aggregate' and tonumber(redis.call('HGET', key, 'wait')) > 0 then return 'lost' end
 local chunk = alive(key, step, token)
 local holder = redis.call('HGET', key, 'lease:' .. step)
 if holder and holder ~= token then return 'lost' end

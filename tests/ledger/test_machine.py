@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck
+from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -228,8 +228,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if not batch.open:
             assert found == "closed"
         elif taken.step not in batch.steps:
-            # An aggregator whose batch lost a part finds that out when it closes, or never needs to.
-            assert found == "recorded" or taken.step == AGGREGATE
+            # An aggregator's batch has lost a part meanwhile: it is not due until that has come again.
+            assert found == ("lost" if taken.step == AGGREGATE else "recorded")
         elif holder not in (None, taken.token):
             assert found == "lost"
             batch.hear(taken)
@@ -434,7 +434,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    "examples", [100, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "examples", [100, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_no_interleaving_loses_doubles_or_revives_anything(
     redis_server: object, settings: Settings, plan: Plan, examples: int
@@ -447,7 +447,9 @@ def test_no_interleaving_loses_doubles_or_revives_anything(
             max_examples=examples,
             stateful_step_count=40,
             # The short run is the same every time; the long one looks for what nobody has thought of.
-            derandomize=examples < 100,
+            derandomize=examples <= 100,
+            # To trace what an example ran takes longer than the example.
+            phases=[Phase.generate, Phase.shrink],
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -207,6 +207,18 @@ def test_a_lost_part_is_due_again_only_if_it_still_stands(ledger: Ledger, job: J
     assert ledger.depths() == {"aggregate": 1, FIRST: 0, SECOND: 0}
 
 
+def test_an_aggregator_whose_batch_lost_a_part_does_not_get_it_back(ledger: Ledger, job: Job) -> None:
+    stage(ledger, job)
+    embed(ledger, job, FIRST)
+    embed(ledger, job, SECOND)
+    slow = take(ledger, job, "aggregate")
+    ledger.steps.unrecord(slow, MODELS[0])
+    assert ledger.steps.renew(slow) == "lost"
+    assert ledger.depths() == {"aggregate": 0, FIRST: 1, SECOND: 0}
+    assert embed(ledger, job, FIRST) is True
+    assert take(ledger, job, "aggregate").tries == 2
+
+
 def test_deferring_gives_the_step_back(ledger: Ledger, job: Job) -> None:
     stage(ledger, job)
     taken = take(ledger, job, FIRST)
