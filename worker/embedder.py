@@ -202,6 +202,7 @@ class EmbedWorker(FleetProcess):
         if side not in ("query", "document"):
             raise UsageError(f"a text is a query or a document, not {side!r}")
         encoder = self._serving()
+        encoder.budget.query_came()
         for kind, fingerprint in dict(asked.get("spaces", {})).items():
             serving = encoder.space(kind).fingerprint
             if serving != fingerprint:

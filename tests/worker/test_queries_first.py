@@ -12,6 +12,7 @@ from ledger.ledger import Ledger
 from registry.codecs import unpack_part
 from registry.settings import Settings
 from worker.embedder import EmbedWorker
+from worker.encoders import budget
 from worker.encoders.encode import encode
 from worker.encoders.fake import FakeEncoder
 
@@ -72,8 +73,31 @@ def test_no_micro_batch_begins_while_a_query_waits(
     device.finish(20)
     for thread in [*steps, query]:
         thread.join(20)
-    assert device.passes.count("step") == 2 * 4
+    # The first of each thread was on its way when the query came; the others are of half the size since.
+    assert device.passes.count("step") == 2 * (1 + 3 * 2)
     assert len(unpack_part(answers[0])) == 1
+
+
+def test_micro_batches_are_smaller_until_no_query_has_come_for_a_while(
+    worker: EmbedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = worker._serving()
+
+    def widest() -> int:
+        sizes: list[int] = []
+        forward = encoder.forward
+        with monkeypatch.context() as patched:
+            patched.setattr(encoder, "forward", lambda b: sizes.append(b.padded_tokens) or forward(b))
+            part = encode(encoder, TEXTS, "document", ["dense"], device_lock=worker._device)
+        assert not part.rejected
+        return max(sizes)
+
+    usual = widest()
+    assert encoder.budget.now == encoder.budget.tokens >= usual > encoder.budget.tokens / 2
+    worker._embed_texts({"texts": [QUERY]})
+    assert widest() <= encoder.budget.tokens / 2
+    monkeypatch.setattr(budget, "QUERIES_COME", 0.0)
+    assert widest() == usual
 
 
 def test_a_query_does_not_wait_for_a_look_at_the_golden_vectors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from registry.models import ModelSpec
@@ -19,6 +20,10 @@ FLOOR = 64
 FILE = "budgets.json"
 #: What is added to a name for what a probe found, before memory was short.
 FASTEST = ", fastest"
+#: The part of the budget that a micro-batch takes while queries come. They come for so long after one did,
+#: in seconds.
+BESIDE_QUERIES = 0.5
+QUERIES_COME = 10.0
 
 
 class Budget:
@@ -28,6 +33,8 @@ class Budget:
     only when that call has taken every text of the micro-batch through in smaller ones: then it was their
     number that the device had no room for. A text that fails even alone, for whatever reason, leaves the
     budget as it was.
+
+    While queries come, micro-batches are smaller than it, for a query waits for the one on the device.
     """
 
     def __init__(self, tokens: int, name: str = "", learned: Learned | None = None) -> None:
@@ -42,6 +49,8 @@ class Budget:
         self._name = name
         self._learned = learned
         self._lock = threading.Lock()
+        #: When the last query came.
+        self._asked = float("-inf")
         if learned is not None and (fastest := learned.get(name + FASTEST)):
             self.tokens, self.known = fastest, True
         self._first = tokens = self.tokens
@@ -59,6 +68,16 @@ class Budget:
         if self.tokens == self._first:
             return ""
         return f"out of memory: micro-batches of {self.tokens} tokens instead of {self._first}"
+
+    @property
+    def now(self) -> int:
+        """Padded tokens of the next micro-batch."""
+        queries_come = time.monotonic() - self._asked < QUERIES_COME
+        return int(self.tokens * BESIDE_QUERIES) if queries_come else self.tokens
+
+    def query_came(self) -> None:
+        """There may be more: until none has come for a while, nobody is to wait for long."""
+        self._asked = time.monotonic()
 
     def settle(self, tokens: int) -> None:
         """Take what a probe found to be fastest; remembered for the next start."""

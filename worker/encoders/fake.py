@@ -85,7 +85,7 @@ class FakeEncoder:
         """Hash the texts; a token is four characters and two are special. No prefix: sides do not differ."""
         seen = np.fromiter((len(t) // 4 + 2 for t in texts), np.int32, len(texts))
         kept = np.minimum(seen, self._spec.max_tokens).astype(np.int32)
-        batches = [_micro_batch(rows, texts, kept) for rows in pack(kept, self.budget.tokens)]
+        batches = [_micro_batch(rows, texts, kept) for rows in pack(kept, self.budget.now)]
         return Prepared(batches, seen, kept)
 
     def windows(self, text: str, side: Side) -> list[Window]:  # noqa: ARG002
@@ -98,7 +98,7 @@ class FakeEncoder:
         """See Encoder.pack."""
         texts = [window.tokens for window in windows]
         lengths = np.fromiter((len(t) // 4 + 2 for t in texts), np.int32, len(texts))
-        at_once = max(1, self.budget.tokens // int(lengths.max(initial=1)))
+        at_once = max(1, self.budget.now // int(lengths.max(initial=1)))
         starts = range(0, len(texts), at_once)
         return [_micro_batch(tuple(range(len(texts))[at : at + at_once]), texts, lengths) for at in starts]
 

@@ -152,9 +152,10 @@ class Loop(ABC):
         self._todo.extend(self.prepare(rows))
         while self._todo:
             batch, some = self._todo.popleft()
-            # Another thread may have lowered it since the batch was packed.
-            budget = self.work.encoder.budget.tokens
-            most = min(budget, self._shortage.limit) if self._shortage else budget
+            # Another thread may have lowered it since the batch was packed, or a query have come.
+            budget, most = self.work.encoder.budget.tokens, self.work.encoder.budget.now
+            if self._shortage:
+                most = min(most, self._shortage.limit)
             if len(some) > 1 and batch.padded_tokens > most:
                 self._again(_cut(some, most * len(some) // batch.padded_tokens))
                 continue

@@ -50,7 +50,7 @@ class TextEncoder:
     def prepare(self, texts: Sequence[str], side: Side) -> Prepared:
         """Prefix, tokenise, cut, pack."""
         prefix = self._prefix(side)
-        return self._tokenizer.prepare([prefix + t for t in texts] if prefix else texts, self.budget.tokens)
+        return self._tokenizer.prepare([prefix + t for t in texts] if prefix else texts, self.budget.now)
 
     def windows(self, text: str, side: Side) -> list[Window]:
         """See Encoder.windows."""
@@ -58,7 +58,7 @@ class TextEncoder:
 
     def pack(self, windows: Sequence[Window]) -> list[MicroBatch]:
         """See Encoder.pack."""
-        return self._tokenizer.pack(windows, self.budget.tokens)
+        return self._tokenizer.pack(windows, self.budget.now)
 
     def _prefix(self, side: Side) -> str:
         return self._prompt.query if side == "query" else self._prompt.document
