@@ -17,8 +17,7 @@ NAMES = ["qdrant-minilm-onnx", "all-miniLM-l6"]
 
 
 def fill(ledger: Ledger) -> None:
-    used = int(ledger.redis.info("memory")["used_memory"])
-    ledger.redis.config_set("maxmemory", used - 4096)
+    ledger.redis.config_set("maxmemory", 100)
     assert is_full(ledger.redis)
 
 
